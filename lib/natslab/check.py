@@ -1,0 +1,135 @@
+"""Say what you claim and let the run decide: check, until, expect."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import builtins
+import inspect
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from executing import Source
+
+from natslab.errors import CheckFailed
+
+# Calls that may be repeated to show both sides of a false claim, because they change nothing.
+PURE = {"abs", "all", "any", "dict", "len", "list", "max", "min", "round", "set", "sorted", "sum"}
+
+
+def check(claim: str, holds: object) -> None:
+    """Print one steady line when `holds` is true.
+
+    >>> check("every order arrived", received == sent)
+    ✔ every order arrived
+
+    Raises CheckFailed with the claim and the value of both sides when it is not.
+    """
+    if holds:
+        print(f"✔ {claim}")
+        return
+    frame = inspect.currentframe()
+    assert frame is not None and frame.f_back is not None
+    raise CheckFailed(f"✘ {claim}{_sides(frame.f_back)}")
+
+
+def _sides(frame: FrameType) -> str:
+    """': published = 500, processed = 498' for the second argument of the check(...) in `frame`."""
+    call = Source.executing(frame).node
+    if not isinstance(call, ast.Call) or len(call.args) < 2:
+        return ""
+    condition = call.args[1]
+    sides = (
+        [condition.left, *condition.comparators]
+        if isinstance(condition, ast.Compare)
+        else [condition]
+    )
+    shown = [f"{ast.unparse(side)} = {_value(side, frame)}" for side in sides if _repeatable(side)]
+    shown = [text for text in shown if not text.endswith("= ")]
+    return f"\n  not true: {ast.unparse(condition)}" + "".join(f"\n  {text}" for text in shown)
+
+
+def _repeatable(node: ast.expr) -> bool:
+    """True for names, attributes, subscripts and pure built-ins: not for literals or calls that act."""
+    if isinstance(node, ast.Constant):
+        return False
+    return all(
+        not isinstance(part, ast.Await | ast.Yield | ast.YieldFrom | ast.NamedExpr)
+        and not (isinstance(part, ast.Call) and getattr(part.func, "id", "") not in PURE)
+        for part in ast.walk(node)
+    )
+
+
+def _value(node: ast.expr, frame: FrameType) -> str:
+    code = compile(ast.Expression(node), "<check>", "eval")
+    text = repr(eval(code, {**vars(builtins), **frame.f_globals}, frame.f_locals))  # noqa: S307
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+async def until(
+    condition: Callable[[], Any | Awaitable[Any]], timeout: float = 5.0, what: str = ""
+) -> Any:
+    """Wait until `condition()` is true and return its value; `condition` may be a coroutine function.
+
+    Raises TimeoutError that names `what` when it is still false after `timeout` seconds.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {timeout:g} s for {what or 'a condition'}")
+        await asyncio.sleep(0.005)
+
+
+class expect:  # noqa: N801 (reads as a statement: with expect(TimeoutError): ...)
+    """Run a block that must fail, and print the failure as one line.
+
+    >>> with expect(NoRespondersError):
+    ...     await nc.request("nobody.home", b"")
+    NoRespondersError: nats: no responders available for request
+
+    The error is kept as `.error`. Raises CheckFailed when the block ends without it.
+    """
+
+    def __init__(self, *kinds: type[BaseException]) -> None:
+        self.kinds = kinds
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> expect:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        names = " or ".join(k.__name__ for k in self.kinds)
+        if error is None:
+            raise CheckFailed(f"✘ expected {names}, but nothing failed")
+        if not isinstance(error, self.kinds):
+            return False
+        self.error = error
+        text = str(error).strip().splitlines()
+        print(f"{type(error).__name__}: {text[0] if text else 'no text'}")
+        return True
+
+
+def exercise(task: str, answer: object, solved: Callable[[Any], bool]) -> None:
+    """Judge your answer to an exercise: not attempted while it is still `...`, else solved or not.
+
+    Never raises: an exercise that is not solved yet must not stop "run all".
+    """
+    if answer is ...:
+        print(f"○ {task}: not attempted yet")
+    elif solved(answer):
+        print(f"✔ {task}: solved")
+    else:
+        print(f"✘ {task}: not yet, your answer was {answer!r}", file=sys.stdout)

@@ -1,0 +1,103 @@
+"""The command `natslab`: clusters and lessons from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from natslab import compose_cli, doctor, notebooks
+from natslab.errors import LabError
+from natslab.paths import ROOT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if all went well. Errors are one sentence on stderr and a 1."""
+    parser = argparse.ArgumentParser(prog="natslab", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up", help="start the compose cluster")
+    down = commands.add_parser("down", help="stop the compose cluster")
+    down.add_argument("--volumes", "-v", action="store_true", help="delete its data too")
+    commands.add_parser("status", help="show the nodes of the compose cluster")
+    run = commands.add_parser("run", help="run lessons, leaving their files alone")
+    run.add_argument("lessons", nargs="*", type=int, metavar="NN", help="default: all")
+    run.add_argument("--scale", default="", help="for example: workshop")
+    refresh = commands.add_parser("refresh", help="run lessons and save their outputs")
+    refresh.add_argument("lessons", nargs="*", type=int, metavar="NN", help="default: all")
+    refresh.add_argument(
+        "--check", action="store_true", help="run nothing, tell what is out of date"
+    )
+    refresh.add_argument("--pictures", action="store_true", help="save new pictures in any case")
+    commands.add_parser("index", help="write navigation lines, README table and pictures")
+    commands.add_parser("doctor", help="check this machine")
+    asked = parser.parse_args(arguments)
+    try:
+        return int(globals()[f"_{asked.command}"](asked))
+    except LabError as error:
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 1
+
+
+def _up(_: argparse.Namespace) -> int:
+    compose_cli.up()
+    return _status(_)
+
+
+def _down(asked: argparse.Namespace) -> int:
+    compose_cli.down(volumes=asked.volumes)
+    return 0
+
+
+def _status(_: argparse.Namespace) -> int:
+    rows = compose_cli.status()
+    for row in rows:
+        print("  ".join(f"{value!s:10}" for value in row.values()))
+    if not rows:
+        print("The compose cluster is not up: natslab up")
+    return 0 if rows else 1
+
+
+def _run(asked: argparse.Namespace) -> int:
+    failed = 0
+    for path in _chosen(asked.lessons):
+        outcome = notebooks.run(path, asked.scale)
+        print(f"{path.name:32} {outcome.seconds:6.1f} s  {outcome.error or 'ok'}", flush=True)
+        failed += bool(outcome.error)
+    return int(failed > 0)
+
+
+def _refresh(asked: argparse.Namespace) -> int:
+    # Solutions first: the exercises of a lesson are taken from them.
+    chosen = _chosen(asked.lessons)
+    files = [s for p in chosen if (s := notebooks.solution_of(p)).exists()] + chosen
+    if asked.check:
+        old = {path: why for path in files if (why := notebooks.out_of_date(path))}
+        for path, why in old.items():
+            print(f"{path.relative_to(ROOT)}: {why}: natslab refresh, then natslab index")
+        return int(bool(old))
+    for path in files:
+        changed = notebooks.refresh(path, pictures=asked.pictures)
+        print(
+            f"{path.relative_to(ROOT)}: {'saved' if changed else 'unchanged'}", flush=True
+        )
+    return 0
+
+
+def _index(_: argparse.Namespace) -> int:
+    for path in notebooks.index():
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    return doctor.report()
+
+
+def _chosen(numbers: list[int]) -> list[Path]:
+    return [notebooks.by_number(n) for n in numbers] or notebooks.lessons()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

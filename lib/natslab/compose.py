@@ -1,0 +1,194 @@
+"""The same verbs on the containers of `infra/compose.yaml`, shared by all lessons of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import IO, Any, ClassVar
+
+from natslab import server
+from natslab.cluster import Cluster, Event, Node
+from natslab.errors import LabError
+from natslab.paths import CACHE
+
+NAME = "natslab"  # of the compose project, and of the NATS cluster in it
+NODES = {
+    f"n{i}": Node(f"n{i}", f"nats://127.0.0.1:{4220 + i}", f"http://127.0.0.1:{8220 + i}")
+    for i in (1, 2, 3)
+}
+PATIENCE = 90.0  # seconds a cell waits for the drill of another lesson
+
+
+async def is_up() -> bool:
+    """True when a node of the compose cluster answers on its published monitoring port."""
+    seen = await asyncio.gather(*(server.ask(f"{n.monitor}/varz", 0.5) for n in NODES.values()))
+    return any(node and node.get("cluster", {}).get("name") == NAME for node in seen)
+
+
+class Turns:
+    """Who may run cells, and who may break nodes, on one cluster.
+
+    Every cell of every lesson holds a shared lock while it runs; a drill holds it exclusively from
+    the first fault until all nodes are healthy again. So no lesson measures while another breaks
+    the cluster under it, and two drills never take the quorum together. The lock is a `flock`: it
+    ends with its process.
+    """
+
+    def __init__(self) -> None:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] = (CACHE / "compose.lock").open("w")
+        self._drilling = False
+
+    async def drill(self) -> None:
+        """Wait for the running cells of other lessons, and keep them from starting new ones."""
+        if not self._drilling:
+            await asyncio.to_thread(self._take, fcntl.LOCK_EX)
+            self._drilling = True
+
+    def over(self) -> None:
+        """The cluster is whole again: back to sharing."""
+        self._drilling = False
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def before_cell(self, *_: Any) -> None:
+        """Wait until no other lesson is drilling."""
+        if not self._drilling:
+            self._take(fcntl.LOCK_SH)
+
+    def after_cell(self, *_: Any) -> None:
+        """Between cells a lesson holds nobody up, unless it left the cluster broken."""
+        if not self._drilling:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def end(self) -> None:
+        """Give the lock back for good."""
+        self._file.close()
+
+    def _take(self, how: int) -> None:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._file, how | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise LabError(
+                        f"Another lesson has held the compose cluster for {PATIENCE:g} s: "
+                        "restart or close its kernel."
+                    ) from None
+                time.sleep(0.02)
+
+
+@dataclass
+class Compose(Cluster):
+    """The three containers n1, n2, n3."""
+
+    kind: ClassVar[str] = "compose"
+    turns: Turns = field(default_factory=Turns)
+
+    @classmethod
+    async def join(cls) -> Compose:
+        """Use the running compose cluster; start a node that an interrupted drill left down.
+
+        Raises LabError when there is no engine, no cluster, or no quorum.
+        """
+        from natslab.compose_cli import require_engine
+
+        await asyncio.to_thread(require_engine)
+        if not await is_up():
+            raise LabError("The compose cluster is not up: run `natslab up`.")
+        self = cls(nodes=NODES, options={"servers": [node.url for node in NODES.values()]})
+        try:
+            await asyncio.to_thread(self.turns.before_cell)
+            await self.prove_ready(timeout=5.0)
+            for node in await self.unhealthy():
+                await self._launch(node)
+            await self.wait_until_healthy()
+        except BaseException:
+            self.turns.end()
+            raise
+        self._each_cell("register")
+        return self
+
+    async def close(self) -> None:
+        """Leave the cluster as it is: whole, or the next lesson would have to mend it."""
+        if self.turns._drilling:
+            for node in await self.unhealthy():
+                await self._launch(node)
+            await self.wait_until_healthy()
+        self._each_cell("unregister")
+        self.turns.end()
+
+    async def cut(self, node: str) -> Event:
+        """`docker network disconnect`: the node runs, and nobody can reach it."""
+        await self.turns.drill()
+        action = docker("network", "disconnect", f"{NAME}_default", container(node))
+        return await self._do("cut", node, action, self.is_silent)
+
+    async def heal(self, node: str) -> Event:
+        """`docker network connect`, with the alias under which the other nodes look for it."""
+        return await self._do("heal", node, self._connect(node), self.is_healthy)
+
+    async def pause(self, node: str) -> Event:
+        """Freeze the container."""
+        await self.turns.drill()
+        return await self._do("pause", node, docker("pause", container(node)), self.is_silent)
+
+    async def resume(self, node: str) -> Event:
+        """Let a paused container go on."""
+        return await self._do("resume", node, docker("unpause", container(node)), self.answers)
+
+    async def _signal(self, node: str, sig: signal.Signals) -> None:
+        await self.turns.drill()
+        await docker("kill", "--signal", sig.name, container(node))
+
+    async def _launch(self, node: str) -> None:
+        """From whatever state a drill left it in."""
+        state = await docker(
+            "inspect", "-f", "{{.State.Status}} {{.NetworkSettings.Networks}}", container(node)
+        )
+        if state.startswith("paused"):
+            await docker("unpause", container(node))
+        elif not state.startswith("running"):
+            await docker("start", container(node))
+        if f"{NAME}_default" not in state:
+            await self._connect(node)
+
+    async def _connect(self, node: str) -> None:
+        await docker("network", "connect", "--alias", node, f"{NAME}_default", container(node))
+
+    async def _seen(self, *args: Any, **kwargs: Any) -> None:
+        await super()._seen(*args, **kwargs)
+        if self.turns._drilling and not await self.unhealthy():
+            self.turns.over()
+
+    def _how_to_mend(self) -> str:
+        return "Start the missing nodes with `natslab up` and run this cell again."
+
+    def _each_cell(self, verb: str) -> None:
+        """Take a turn for each cell, when this is a notebook."""
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        if shell is not None:
+            getattr(shell.events, verb)("pre_run_cell", self.turns.before_cell)
+            getattr(shell.events, verb)("post_run_cell", self.turns.after_cell)
+
+
+def container(node: str) -> str:
+    """The container name that compose gives to a node."""
+    return f"{NAME}-{node}-1"
+
+
+async def docker(*words: str) -> str:
+    """Run a docker command and return what it prints. Raises LabError with docker's own last line."""
+    process = await asyncio.create_subprocess_exec(
+        "docker", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    if process.returncode:
+        raise LabError(f"docker {' '.join(words)}: {err.decode().strip().splitlines()[-1]}")
+    return out.decode().strip()

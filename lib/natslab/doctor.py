@@ -1,0 +1,116 @@
+"""Is this machine ready? Checks everything a lesson needs, for real, and says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import re
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
+
+from natslab import compose_cli, server
+from natslab.errors import LabError
+from natslab.lab import Lab
+from natslab.paths import CACHE, ROOT
+
+Finding = tuple[str, str]  # what was found, what to do ("" when all is well)
+OPTIONAL = "optional: "
+
+
+def report() -> int:
+    """Print the table; 0 when every lesson can run on this machine, else 1."""
+    checks: dict[str, Callable[[], Finding]] = {
+        "Python": _python,
+        "packages": _packages,
+        "nats-server": _server,
+        "three-node cluster": _cluster,
+        "disk": _disk,
+        "Docker engine": _engine,
+        "Compose": _compose,
+        "browser for tests": _browser,
+    }
+    bad = 0
+    for name, look in checks.items():
+        found, advice = look()
+        needed = advice and not advice.startswith(OPTIONAL)
+        bad += bool(needed)
+        sign = "✘" if needed else "–" if advice else "✔"
+        print(f"{sign} {name:20} {found}" + (f"  → {advice}" if advice else ""), flush=True)
+    print("All is well." if not bad else f"{bad} to mend, see → above.")
+    return int(bad > 0)
+
+
+def _python() -> Finding:
+    enough = sys.version_info >= (3, 12)
+    return f"{platform.python_version()} at {sys.prefix}", "" if enough else "install Python 3.12+"
+
+
+def _packages() -> Finding:
+    project = tomllib.loads((ROOT / "lib" / "pyproject.toml").read_text())["project"]
+    wrong = []
+    for line in project["dependencies"]:
+        name, _, version = re.sub(r"\[.*?\]", "", line).partition("==")
+        try:
+            have = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            have = "missing"
+        if have != version:
+            wrong.append(f"{name} {have}, wanted {version}")
+    count = len(project["dependencies"])
+    if wrong:
+        return "; ".join(wrong), "run python3 infra/up.py --doctor again; it mends the environment"
+    return f"{count} of {count} as pinned, nats-py {metadata.version('nats-py')}", ""
+
+
+def _server() -> Finding:
+    try:
+        path, version = server.find_server()
+    except LabError as error:
+        return "not usable", str(error)
+    return f"{version} at {path}", ""
+
+
+def _cluster() -> Finding:
+    async def seconds() -> float:
+        start = time.monotonic()
+        lab = await Lab.start(kind="embedded", quiet=True)
+        took = time.monotonic() - start
+        await lab.close(quiet=True)
+        return took
+
+    try:
+        return f"up, replicated publish acknowledged, gone: {asyncio.run(seconds()):.1f} s", ""
+    except LabError as error:
+        return "does not start", str(error)
+
+
+def _disk() -> Finding:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(CACHE).free / 2**30
+    return f"{free:.0f} GiB free", "" if free > 1 else "make room: the lessons need up to 1 GiB"
+
+
+def _engine() -> Finding:
+    try:
+        compose_cli.require_engine()
+    except LabError as error:
+        return "not there", f"{OPTIONAL}{error}"
+    return "answers", ""
+
+
+def _compose() -> Finding:
+    try:
+        return " ".join(compose_cli.find_compose()), ""
+    except LabError as error:
+        return "no Compose v2", f"{OPTIONAL}{error}"
+
+
+def _browser() -> Finding:
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if found is None:
+        return "no Chromium", f"{OPTIONAL}only the JupyterLab test of tests/run.py uses one"
+    return found, ""

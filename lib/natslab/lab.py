@@ -1,0 +1,199 @@
+"""What a notebook holds: a cluster, a place for its processes, and how to leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+from nats.js.errors import APIError, NotFoundError
+
+from natslab import compose, keeper, workers
+from natslab.cluster import Cluster, Embedded, Event, External, connect
+from natslab.errors import LabError
+from natslab.paths import CACHE
+
+KINDS = ("embedded", "compose", "external")
+
+
+class Lab:
+    """A cluster for one lesson.
+
+    `options` goes into `nats.connect(**lab.options)`: a plain dict with the servers, the log-in if
+    there is one, and an `error_cb` that collects into `errors` (without one, nats-py prints a
+    traceback for every asynchronous error).
+    """
+
+    _open: Lab | None = None  # one lab per kernel: running the set-up cell again replaces it
+
+    def __init__(
+        self, cluster: Cluster, folder: Path, guard: subprocess.Popen[bytes], lesson: int | None
+    ) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.mark = f"natslab lesson {lesson:02}" if lesson is not None else "natslab"
+        self.errors: list[Exception] = []
+        self.options: dict[str, Any] = {**cluster.options, "error_cb": self._on_error}
+        self.workers: list[workers.Worker] = []
+        self._guard = guard
+
+    @classmethod
+    async def start(
+        cls, lesson: int | None = None, *, kind: str | None = None, quiet: bool = False
+    ) -> Lab:
+        """Get a cluster: the one at $NATS_URL, else the compose cluster if it is up, else a new embedded one.
+
+        `kind` (or $NATSLAB_CLUSTER) asks for one of "embedded", "compose", "external". Streams and
+        buckets that an earlier run of the same `lesson` left on a shared cluster are deleted: those
+        whose description is `lab.mark`, no others. Raises LabError.
+        """
+        if cls._open is not None:
+            await cls._open.close(quiet=True)
+        folder, guard = await asyncio.to_thread(keeper.claim, CACHE / "labs")
+        try:
+            cluster = await _cluster(kind or os.environ.get("NATSLAB_CLUSTER"), folder)
+            lab = cls(cluster, folder, guard, lesson)
+            await lab._delete_marked()
+        except BaseException:
+            # An interrupt too: nothing may be left of a cluster that never became ready.
+            keeper.release(folder, guard)
+            raise
+        cls._open = lab
+        if not quiet:
+            print(f"lab ready: {len(lab.nodes)} nodes, JetStream on")
+        return lab
+
+    # What a lesson asks.
+    @property
+    def kind(self) -> str:
+        """ "embedded", "compose" or "external"."""
+        return self.cluster.kind
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of the nodes."""
+        return list(self.cluster.nodes)
+
+    @property
+    def events(self) -> list[Event]:
+        """What was done to the nodes, and when its effect was seen."""
+        return self.cluster.events
+
+    def node_of(self, nc: Client) -> str | None:
+        """The node that `nc` is connected to; None while it is not connected."""
+        if not nc.is_connected or nc.connected_url is None:
+            return None
+        at = f"nats://{nc.connected_url.hostname}:{nc.connected_url.port}"
+        return next((node.name for node in self.cluster.nodes.values() if node.url == at), None)
+
+    async def leader_of(self, stream: str, timeout: float = 15.0) -> str:
+        """The node that leads `stream` now. Raises TimeoutError when there is none in time."""
+        return await self.cluster.leader_of(stream, timeout)
+
+    async def view(self) -> list[dict[str, Any]]:
+        """The live cluster as its monitoring endpoints show it; see `Cluster.view`."""
+        return await self.cluster.view()
+
+    # What a lesson breaks.
+    async def kill(self, node: str) -> Event | None:
+        """SIGKILL a node. On a cluster that is not ours: prints why it is skipped, returns None."""
+        return await self._break("kill", node)
+
+    async def stop(self, node: str) -> Event | None:
+        """SIGTERM a node; skipped like `kill`."""
+        return await self._break("stop", node)
+
+    async def pause(self, node: str) -> Event | None:
+        """Freeze a node; skipped like `kill`."""
+        return await self._break("pause", node)
+
+    async def resume(self, node: str) -> Event | None:
+        """Let a paused node go on; skipped like `kill`."""
+        return await self._break("resume", node)
+
+    async def cut(self, node: str) -> Event | None:
+        """Take a node off the network (compose only); skipped like `kill`."""
+        return await self._break("cut", node)
+
+    async def heal(self, node: str) -> Event | None:
+        """Put a node back on the network; skipped like `kill`."""
+        return await self._break("heal", node)
+
+    async def restart(self, node: str) -> Event | None:
+        """Start a node again and wait until it has caught up; skipped like `kill`."""
+        return await self._break("restart", node)
+
+    async def lame_duck(self, node: str) -> Event | None:
+        """Ask a node to leave politely; skipped like `kill`."""
+        return await self._break("lame_duck", node)
+
+    async def wait_until_healthy(self, timeout: float = 30.0) -> None:
+        """Wait until every node is healthy. Raises LabError when one is not in time."""
+        await self.cluster.wait_until_healthy(timeout)
+
+    def spawn(
+        self, coroutine: Callable[..., Coroutine[Any, Any, Any]], name: str, *args: Any
+    ) -> workers.Worker:
+        """Run `coroutine(*args)` in a process of its own; see `workers.spawn`."""
+        worker = workers.spawn(self.folder, coroutine, name, *args)
+        self.workers.append(worker)
+        return worker
+
+    # How a lesson leaves.
+    async def close(self, *, quiet: bool = False) -> None:
+        """Delete the streams of this lesson, end its processes and, if it is embedded, the cluster."""
+        if Lab._open is self:
+            Lab._open = None
+        if self.folder.exists():
+            await self._delete_marked()
+            await asyncio.to_thread(keeper.release, self.folder, self._guard)
+            for worker in self.workers:
+                worker.process.wait(10)
+            await self.cluster.close()
+        if not quiet:
+            print("lab closed, nothing left behind")
+
+    async def _break(self, verb: str, node: str) -> Event | None:
+        if self.kind == "external":
+            print(
+                f"skipped: {verb} needs a cluster that this course started, NATS_URL names another"
+            )
+            return None
+        event: Event = await getattr(self.cluster, verb)(node)
+        return event
+
+    async def _delete_marked(self) -> None:
+        if self.kind == "embedded":
+            return  # a private store: nothing from before, nothing for later
+        nc = await connect(self.options)
+        try:
+            js = nc.jetstream(timeout=5)
+            for info in await js.streams_info():
+                if info.config.description == self.mark and info.config.name:
+                    with suppress(NotFoundError):  # somebody was faster
+                        await js.delete_stream(info.config.name)
+        except (TimeoutError, APIError) as error:
+            raise LabError(f"The streams of this lesson could not be listed: {error}") from None
+        finally:
+            await nc.close()
+
+    async def _on_error(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+async def _cluster(kind: str | None, folder: Path) -> Cluster:
+    url = os.environ.get("NATS_URL")
+    if kind not in (None, *KINDS):
+        raise LabError(f"NATSLAB_CLUSTER={kind}: choose one of {', '.join(KINDS)}.")
+    if kind == "external" or (kind is None and url):
+        if not url:
+            raise LabError("NATSLAB_CLUSTER=external needs NATS_URL=nats://host:4222.")
+        return await External.join(url.split(","), os.environ.get("NATS_CREDS"))
+    if kind == "compose" or (kind is None and await compose.is_up()):
+        return await compose.Compose.join()
+    return await Embedded.start(folder)

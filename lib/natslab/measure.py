@@ -1,0 +1,153 @@
+"""Record what happened and when; make load; turn both into tables.
+
+Times are `time.monotonic()`: on Linux and macOS it is one clock for all processes of a machine, so
+a worker process can stamp an event and the notebook can draw it on its own axis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import pandas as pd
+
+from natslab.cluster import Event
+
+Call = Callable[[int], Awaitable[Any]]  # the number of the call -> what to do
+
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+
+
+class Log:
+    """What happened, who did it, to which message, and when: one row per event.
+
+    >>> log = measure.Log()
+    >>> log("alice", "published", "order 7")
+    >>> log.table()          # columns: t (seconds since the log began), who, what, key
+    """
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.rows: list[tuple[float, str, str, Any]] = []
+
+    def __call__(self, who: str, what: str, key: Any = None, at: float | None = None) -> None:
+        """Note an event now, or `at` a monotonic time."""
+        self.rows.append((time.monotonic() if at is None else at, who, what, key))
+
+    def faults(self, events: Iterable[Event | None]) -> None:
+        """Add what a lab did to its nodes (`lab.events`); events before the log began are left out."""
+        for event in events:
+            if event is not None and event.at >= self.start:
+                self(event.node, event.verb, None, event.at)
+
+    def table(self) -> pd.DataFrame:
+        """All rows in order of time, t in seconds since the log began."""
+        table = pd.DataFrame(self.rows, columns=["t", "who", "what", "key"])
+        return table.assign(t=table.t - self.start).sort_values("t", ignore_index=True)
+
+    def count(self, what: str) -> int:
+        """How many events of this kind there are."""
+        return sum(row[2] == what for row in self.rows)
+
+    def keys(self, what: str) -> list[Any]:
+        """The keys of the events of this kind, in the order they were noted."""
+        return [row[3] for row in self.rows if row[2] == what]
+
+
+def rate(times: Iterable[float], width: float = 0.1) -> pd.DataFrame:
+    """Events per second in windows of `width` seconds: columns t (start of the window), per_second.
+
+    Windows without events are there with 0: a gap must be seen.
+    """
+    slots = (pd.Series(list(times), dtype=float) // width).astype(int)
+    counts = slots.value_counts()
+    last = int(counts.index.max()) if len(counts) else -1
+    full = counts.reindex(range(last + 1), fill_value=0)
+    return pd.DataFrame({"t": full.index * width, "per_second": full.to_numpy() / width})
+
+
+def longest_gap(times: Iterable[float]) -> tuple[float, float]:
+    """(start, length) in seconds of the longest time between two neighbouring events.
+
+    Raises ValueError when there are fewer than two.
+    """
+    ordered = sorted(times)
+    if len(ordered) < 2:
+        raise ValueError("a gap lies between two events; there are fewer")
+    length, start = max((b - a, a) for a, b in zip(ordered, ordered[1:], strict=False))
+    return start, length
+
+
+def percentiles(ms: Iterable[float]) -> pd.Series[float]:
+    """p50, p90, p99, p99.9 and the maximum of latencies, in the unit that they came in."""
+    values = pd.Series(list(ms), dtype=float)
+    return pd.Series({name: values.quantile(q) for name, q in QUANTILES.items()})
+
+
+def per_second(calls: pd.DataFrame) -> float:
+    """Completed calls per second of a table made by one of the load makers below."""
+    good = calls[calls.error == ""]
+    return len(good) / float(calls.done.max() - calls.sent.min())
+
+
+async def one_by_one(call: Call, n: int) -> pd.DataFrame:
+    """Await `call(0)`, then `call(1)` … `call(n - 1)`: what a plain loop does. Columns as `at_rate`."""
+    return await in_flight(call, n, 1)
+
+
+async def in_flight(call: Call, n: int, limit: int) -> pd.DataFrame:
+    """Make `n` calls with up to `limit` under way at once. Columns as `at_rate`.
+
+    A closed loop: it sends the next call when one comes back, so a slow system is asked less.
+    """
+    rows: list[tuple[float, float, float, str]] = []
+    numbers = iter(range(n))
+
+    async def caller() -> None:
+        for number in numbers:
+            sent = time.perf_counter()
+            await _noted(call, number, sent, sent, rows)
+
+    await asyncio.gather(*(caller() for _ in range(limit)))
+    return _calls(rows)
+
+
+async def at_rate(call: Call, rate: float, seconds: float) -> pd.DataFrame:
+    """Start `rate` calls per second for `seconds`, however slow the answers are.
+
+    Columns: due, sent, done (seconds since the start), ms, error (name of the exception or "").
+    `ms` runs from the time a call was *due*: when the system stalls, the calls that should have
+    been sent meanwhile count as slow too. A loop that waits for each answer leaves them out and
+    reports a stall as one slow call ("coordinated omission", Gil Tene, HdrHistogram).
+    """
+    rows: list[tuple[float, float, float, str]] = []
+    start = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(round(rate * seconds)):
+            due = start + number / rate
+            wait = due - time.perf_counter()
+            # A loop behind its schedule still lets the answers in.
+            await asyncio.sleep(max(0.0, wait))
+            group.create_task(_noted(call, number, due, time.perf_counter(), rows))
+    return _calls(rows)
+
+
+async def _noted(
+    call: Call, number: int, due: float, sent: float, rows: list[tuple[float, float, float, str]]
+) -> None:
+    error = ""
+    try:
+        await call(number)
+    except Exception as failure:  # whatever it is, it is the measurement: see the column `error`
+        error = type(failure).__name__
+    rows.append((due, sent, time.perf_counter(), error))
+
+
+def _calls(rows: list[tuple[float, float, float, str]]) -> pd.DataFrame:
+    calls = pd.DataFrame(rows, columns=["due", "sent", "done", "error"])
+    start = calls.due.min()
+    calls = calls.assign(ms=(calls.done - calls.due) * 1000.0)
+    calls[["due", "sent", "done"]] -= start
+    return calls[["due", "sent", "done", "ms", "error"]].sort_values("due", ignore_index=True)

@@ -1,0 +1,80 @@
+"""Run a coroutine of the notebook in a process of its own, which can be killed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from natslab.errors import LabError
+
+SCRIPT = """\
+import asyncio, json, os, sys
+sys.path.insert(0, {here!r})
+
+{source}
+
+asyncio.run({name}(*json.loads(sys.argv[1])))
+"""
+
+
+@dataclass
+class Worker:
+    """A process that runs one coroutine. `log` holds what it printed and its traceback, if any."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        """True until the process has ended."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and wait until the process is gone."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def spawn(
+    folder: Path, coroutine: Callable[..., Coroutine[Any, Any, Any]], name: str, *args: Any
+) -> Worker:
+    """Start `coroutine(*args)` in a fresh interpreter; its source is all that crosses over.
+
+    So it must import what it uses, and `args` must be JSON. A fresh process, not a fork: a forked
+    event loop shares the sockets of its parent (https://github.com/python/cpython/issues/66285).
+    Raises LabError when the source cannot be read.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(coroutine))
+    except (OSError, TypeError):
+        raise LabError(
+            f"The source of {coroutine!r} cannot be read: define it in a cell."
+        ) from None
+    script = folder / f"{name}.py"
+    script.write_text(
+        SCRIPT.format(here=os.getcwd(), source=source, name=getattr(coroutine, "__name__", ""))
+    )
+    log = folder / f"{name}.log"
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(script), json.dumps(args)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    return Worker(name, process, log)
