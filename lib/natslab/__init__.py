@@ -3,10 +3,16 @@
 What you would write in your own service stays in the notebooks. Read on in `lab`.
 """
 
-from natslab import charts, measure
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from natslab.check import check, exercise, expect, until
 from natslab.errors import CheckFailed, LabError
 from natslab.lab import Lab
+
+if TYPE_CHECKING:
+    from natslab import charts, measure
 
 __all__ = [
     "CheckFailed",
@@ -19,3 +25,10 @@ __all__ = [
     "measure",
     "until",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # pandas and matplotlib take a second to load: only those who measure and draw wait for them.
+    if name in ("charts", "measure"):
+        return importlib.import_module(f"natslab.{name}")
+    raise AttributeError(f"module 'natslab' has no attribute {name!r}")

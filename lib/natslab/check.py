@@ -71,8 +71,8 @@ def _value(node: ast.expr, frame: FrameType) -> str:
 
 async def until(
     condition: Callable[[], Any | Awaitable[Any]], timeout: float = 5.0, what: str = ""
-) -> Any:
-    """Wait until `condition()` is true and return its value; `condition` may be a coroutine function.
+) -> None:
+    """Wait until `condition()` is true; `condition` may be a coroutine function.
 
     Raises TimeoutError that names `what` when it is still false after `timeout` seconds.
     """
@@ -82,7 +82,7 @@ async def until(
         if inspect.isawaitable(value):
             value = await value
         if value:
-            return value
+            return
         if time.monotonic() > end:
             raise TimeoutError(f"waited {timeout:g} s for {what or 'a condition'}")
         await asyncio.sleep(0.005)

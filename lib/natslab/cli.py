@@ -79,9 +79,7 @@ def _refresh(asked: argparse.Namespace) -> int:
         return int(bool(old))
     for path in files:
         changed = notebooks.refresh(path, pictures=asked.pictures)
-        print(
-            f"{path.relative_to(ROOT)}: {'saved' if changed else 'unchanged'}", flush=True
-        )
+        print(f"{path.relative_to(ROOT)}: {'saved' if changed else 'unchanged'}", flush=True)
     return 0
 
 

@@ -156,15 +156,18 @@ class Cluster(ABC):
         """
         nc = await connect(self.options)
 
-        async def leader() -> str | None:
-            try:
-                info = await nc.jetstream().stream_info(stream)
-            except (TimeoutError, nats.errors.NoRespondersError, APIError):
-                return None
-            return info.cluster.leader if info.cluster else None
+        leader = ""
+
+        async def elected() -> bool:
+            nonlocal leader
+            with suppress(TimeoutError, nats.errors.NoRespondersError, APIError):
+                info = await nc.jetstream(timeout=1).stream_info(stream)
+                leader = (info.cluster and info.cluster.leader) or ""
+            return bool(leader)
 
         try:
-            return str(await until(leader, timeout, f"a leader of stream {stream}"))
+            await until(elected, timeout, f"a leader of stream {stream}")
+            return leader
         finally:
             await nc.close()
 

@@ -44,19 +44,30 @@ class Lab:
 
     @classmethod
     async def start(
-        cls, lesson: int | None = None, *, kind: str | None = None, quiet: bool = False
+        cls,
+        lesson: int | None = None,
+        *,
+        nodes: int = 1,
+        kind: str | None = None,
+        quiet: bool = False,
     ) -> Lab:
         """Get a cluster: the one at $NATS_URL, else the compose cluster if it is up, else a new embedded one.
 
         `kind` (or $NATSLAB_CLUSTER) asks for one of "embedded", "compose", "external". Streams and
         buckets that an earlier run of the same `lesson` left on a shared cluster are deleted: those
-        whose description is `lab.mark`, no others. Raises LabError.
+        whose description is `lab.mark`, no others. Raises LabError, also when the cluster has fewer
+        than `nodes` nodes.
         """
         if cls._open is not None:
             await cls._open.close(quiet=True)
         folder, guard = await asyncio.to_thread(keeper.claim, CACHE / "labs")
         try:
             cluster = await _cluster(kind or os.environ.get("NATSLAB_CLUSTER"), folder)
+            if len(cluster.nodes) < nodes:
+                raise LabError(
+                    f"This lesson needs {nodes} nodes and this cluster has {len(cluster.nodes)}: "
+                    "unset NATS_URL to get an embedded cluster of three."
+                )
             lab = cls(cluster, folder, guard, lesson)
             await lab._delete_marked()
         except BaseException:
@@ -83,6 +94,11 @@ class Lab:
     def events(self) -> list[Event]:
         """What was done to the nodes, and when its effect was seen."""
         return self.cluster.events
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """The part of `options` that can be handed to another process: servers and log-in."""
+        return dict(self.cluster.options)
 
     def node_of(self, nc: Client) -> str | None:
         """The node that `nc` is connected to; None while it is not connected."""

@@ -19,6 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from natslab import flows
 from natslab.course import COURSE, Lesson
 from natslab.errors import LabError
 from natslab.paths import CACHE, NOTEBOOKS, ROOT
@@ -283,11 +284,15 @@ def index() -> list[Path]:
         if write(path, normalised(with_navigation(path, read(path)))):
             changed.append(path)
     for path in lessons():
-        picture, png = NOTEBOOKS / "img" / f"{path.name[:2]}.png", main_chart(read(path))
-        if png and not (picture.exists() and picture.read_bytes() == png):
-            picture.parent.mkdir(exist_ok=True)
-            picture.write_bytes(png)
-            changed.append(picture)
+        images = {"": main_chart(read(path))}
+        if (number := int(path.name[:2])) in flows.FLOWS:
+            images["-flow"] = flows.draw(flows.FLOWS[number])
+        for suffix, png in images.items():
+            picture = NOTEBOOKS / "img" / f"{path.name[:2]}{suffix}.png"
+            if png and not (picture.exists() and picture.read_bytes() == png):
+                picture.parent.mkdir(exist_ok=True)
+                picture.write_bytes(png)
+                changed.append(picture)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     if with_table(text) != text:
