@@ -57,6 +57,8 @@ SPARE = [
     (INK, "v", "-"),
 ]
 
+TICKS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
 STYLE: dict[Any, Any] = {
     "figure.figsize": (7.2, 3.0),
     "figure.dpi": 120,
@@ -240,6 +242,28 @@ def intervals(
     return table
 
 
+def calls(
+    table: pd.DataFrame, title: str, *, faults: Sequence[tuple[float, str]] = ()
+) -> pd.DataFrame:
+    """One dot per call of a load maker (`measure.at_rate`): when it was due, how long it took.
+
+    Calls that failed are crosses, labelled with their error. Returns the table.
+    """
+    figure, axes = _canvas(title, "seconds", "milliseconds")
+    for error, rows in table.groupby("error", sort=True):
+        colour, marker, _ = role("failed" if error else "sent")
+        size = 60 if error else 12
+        axes.scatter(rows.due, rows.ms, color=colour, marker=marker, s=size, linewidths=2)
+        if error:
+            label = f"{len(rows)} × {error}"
+            spot = (float(rows.due.max()), float(rows.ms.max()))
+            axes.annotate(label, spot, (9, -4), textcoords="offset points", color=colour)
+    axes.set_ylim(0, table.ms.max() * 1.25)  # room for the names of the faults
+    _mark_faults(axes, faults)
+    _show(figure, title)
+    return table
+
+
 # Charts of amounts.
 
 
@@ -263,11 +287,11 @@ def bars(
 
 
 def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame:
-    """How slow is the slowest 10 %, 1 %, 0.1 %: {"one at a time": ms, ...}, both axes logarithmic.
+    """Latency by percentile: {"one at a time": ms, ...}; both axes logarithmic.
 
     Returns the drawn points: share (of calls that are slower), ms, series.
     """
-    figure, axes = _canvas(title, "of 100 calls, slower than this were …", "milliseconds")
+    figure, axes = _canvas(title, "share of the calls (p99: 99 of 100 are faster)", "milliseconds")
     drawn = []
     ends = []
     for i, (name, values) in enumerate(series.items()):
@@ -280,7 +304,7 @@ def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()
-    axes.set_xticks([0.5, 0.1, 0.01, 0.001], ["50", "10", "1", "0.1"])
+    axes.set_xticks([1 - q for q in TICKS.values()], list(TICKS))
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
@@ -342,8 +366,9 @@ def topology(view: Sequence[Mapping[str, Any]], title: str) -> pd.DataFrame:
                     "arrowstyle": "-",
                     "color": GREY,
                     "lw": 1.4,
-                    "connectionstyle": "arc3,rad=0.28" if apart else "arc3",
+                    "connectionstyle": "arc3,rad=-0.28" if apart else "arc3",
                 },
+                zorder=1,
             )
     for node in view:
         x, y = spot[node["name"]]
@@ -408,15 +433,21 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     """Write each name at the end of its line, moved apart where two would overlap."""
     figure: Any = axes.figure
     figure.draw_without_rendering()
-    placed: list[float] = []
-    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        at = axes.transData.transform((x, y))[1]
-        free = max([at, *(other + 17 for other in placed)])
-        placed.append(free)
+    # Two labels are 17 px apart or more. Crowded at the top they give way downwards, and upwards
+    # at the bottom, so none leaves the picture.
+    spots = [axes.transData.transform((x, y))[1] for x, y, _, _ in ends]
+    middle = axes.transAxes.transform((0, 0.5))[1]
+    way = -1 if spots and sum(spots) / len(spots) > middle else 1
+    free = {}
+    edge = None
+    for i in sorted(range(len(ends)), key=lambda i: (way * spots[i], i)):
+        edge = spots[i] if edge is None else way * max(way * spots[i], way * edge + 17)
+        free[i] = edge
+    for i, (x, y, name, colour) in enumerate(ends):
         axes.annotate(
             name,
             (x, y),
-            (7, (free - at) * 72 / figure.dpi),
+            (7, (free[i] - spots[i]) * 72 / figure.dpi),
             textcoords="offset points",
             va="center",
             color=colour if colour not in (ORANGE, SKY) else INK,

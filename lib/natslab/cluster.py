@@ -482,6 +482,11 @@ class External(Cluster):
     async def close(self) -> None:
         """Nothing is held: every call connects for itself."""
 
+    async def view(self) -> list[dict[str, Any]]:
+        """The nodes by address only: the monitoring ports of an external cluster are unknown."""
+        nobody = {"up": True, "clients": [], "leads": [], "meta_leader": False}
+        return [{"name": name, **nobody} for name in self.nodes]
+
     async def is_healthy(self, node: str) -> bool:
         """Not ours to ask: monitoring ports of an external cluster are unknown."""
         return True

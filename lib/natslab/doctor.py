@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 from natslab import compose_cli, server
 from natslab.errors import LabError
@@ -46,7 +47,10 @@ def report() -> int:
 
 def _python() -> Finding:
     enough = sys.version_info >= (3, 12)
-    return f"{platform.python_version()} at {sys.prefix}", "" if enough else "install Python 3.12+"
+    return (
+        f"{platform.python_version()} at {_short(sys.prefix)}",
+        "" if enough else "install Python 3.12+",
+    )
 
 
 def _packages() -> Finding:
@@ -71,7 +75,7 @@ def _server() -> Finding:
         path, version = server.find_server()
     except LabError as error:
         return "not usable", str(error)
-    return f"{version} at {path}", ""
+    return f"{version} at {_short(path)}", ""
 
 
 def _cluster() -> Finding:
@@ -104,7 +108,7 @@ def _engine() -> Finding:
 
 def _compose() -> Finding:
     try:
-        return " ".join(compose_cli.find_compose()), ""
+        return " ".join(map(_short, compose_cli.find_compose())), ""
     except LabError as error:
         return "no Compose v2", f"{OPTIONAL}{error}"
 
@@ -114,3 +118,9 @@ def _browser() -> Finding:
     if found is None:
         return "no Chromium", f"{OPTIONAL}only the JupyterLab test of tests/run.py uses one"
     return found, ""
+
+
+def _short(path: str | Path) -> str:
+    """A path as seen from the checkout or the home folder: the table may be shown to others."""
+    text = str(path).replace(f"{ROOT}/", "")
+    return text.replace(f"{Path.home()}/", "~/")

@@ -100,6 +100,15 @@ class Lab:
         """The part of `options` that can be handed to another process: servers and log-in."""
         return dict(self.cluster.options)
 
+    def same_server(self, nc: Client) -> dict[str, Any]:
+        """`options` for a connection to the server that `nc` is on now.
+
+        In a cluster a server learns of a subscription made on another one a moment later, and
+        `flush` does not wait for that. Two connections to one server spare you the moment.
+        """
+        assert nc.connected_url is not None
+        return {**self.options, "servers": [nc.connected_url.geturl()]}
+
     def node_of(self, nc: Client) -> str | None:
         """The node that `nc` is connected to; None while it is not connected."""
         if not nc.is_connected or nc.connected_url is None:
