@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from natslab.check import check, exercise, expect, until
+from natslab.check import check, exercise, expect, settled, until
 from natslab.errors import CheckFailed, LabError
 from natslab.lab import Lab
 
@@ -23,6 +23,7 @@ __all__ = [
     "exercise",
     "expect",
     "measure",
+    "settled",
     "until",
 ]
 

@@ -19,14 +19,18 @@ from natslab.errors import LabError
 from natslab.paths import CACHE
 
 KINDS = ("embedded", "compose", "external")
+# A client whose server died may try the dead one first. By default it waits 2 s before it does,
+# and strikes a server off its list after 60 attempts; here it waits 0.2 s and keeps on for a minute.
+RECONNECT = {"reconnect_time_wait": 0.2, "max_reconnect_attempts": 300}
 
 
 class Lab:
     """A cluster for one lesson.
 
     `options` goes into `nats.connect(**lab.options)`: a plain dict with the servers, the log-in if
-    there is one, and an `error_cb` that collects into `errors` (without one, nats-py prints a
-    traceback for every asynchronous error).
+    there is one, how to reconnect (see `RECONNECT`), and an `error_cb` that collects into `errors`
+    (without one, nats-py prints a traceback for every asynchronous error). `address` is the part
+    of it that can be handed to another process.
     """
 
     _open: Lab | None = None  # one lab per kernel: running the set-up cell again replaces it
@@ -38,7 +42,8 @@ class Lab:
         self.folder = folder
         self.mark = f"natslab lesson {lesson:02}" if lesson is not None else "natslab"
         self.errors: list[Exception] = []
-        self.options: dict[str, Any] = {**cluster.options, "error_cb": self._on_error}
+        self.address: dict[str, Any] = {**cluster.options, **RECONNECT}
+        self.options: dict[str, Any] = {**self.address, "error_cb": self._on_error}
         self.workers: list[workers.Worker] = []
         self._guard = guard
 
@@ -94,11 +99,6 @@ class Lab:
     def events(self) -> list[Event]:
         """What was done to the nodes, and when its effect was seen."""
         return self.cluster.events
-
-    @property
-    def address(self) -> dict[str, Any]:
-        """The part of `options` that can be handed to another process: servers and log-in."""
-        return dict(self.cluster.options)
 
     def same_server(self, nc: Client) -> dict[str, Any]:
         """`options` for a connection to the server that `nc` is on now.
