@@ -1,0 +1,43 @@
+"""Fixtures for all tests: a cache of their own, and a lab in it."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import helpers
+import natslab.lab
+import pytest
+from natslab import Lab
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private cache, for this process and its children, so that "nothing is left" can be told.
+
+    No cluster of somebody else is asked for either.
+    """
+    monkeypatch.setattr(natslab.lab, "CACHE", tmp_path)
+    for name in helpers.CLUSTER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+async def lab(cache: Path) -> AsyncIterator[Lab]:
+    """An embedded cluster in this process."""
+    lab = await Lab.start(kind="embedded", quiet=True)
+    yield lab
+    await lab.close(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """A cluster in another process, shared by the tests of a file."""
+    with helpers.shared_cluster(tmp_path_factory.mktemp("shared")) as told:
+        yield told
+
+
+@pytest.fixture
+def external(shared: dict, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The shared cluster, named by NATS_URL."""
+    monkeypatch.setenv("NATS_URL", shared["servers"][0])
+    return shared

@@ -1,0 +1,37 @@
+"""Hold an embedded cluster until standard input ends: to other processes it is external.
+
+    python tests/shared_cluster.py [--worker]
+
+Prints one line of JSON: pid, folder, servers, monitors.
+"""
+
+import asyncio
+import json
+import os
+import sys
+
+from natslab import Lab
+
+
+async def idle():
+    import asyncio
+
+    await asyncio.Event().wait()
+
+
+async def main() -> None:
+    lab = await Lab.start(kind="embedded", quiet=True)
+    if "--worker" in sys.argv:
+        lab.spawn(idle, "idle")
+    told = {
+        "pid": os.getpid(),
+        "folder": str(lab.folder),
+        "servers": lab.address["servers"],
+        "monitors": [node.monitor for node in lab.cluster.nodes.values()],
+    }
+    print(json.dumps(told), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await lab.close(quiet=True)
+
+
+asyncio.run(main())
