@@ -54,6 +54,12 @@ def clean_environment(**more: str) -> dict[str, str]:
     return env | more
 
 
+def listens_at(folder: Path) -> str:
+    """The address of a server that was told to write its ports file into `folder`."""
+    (ports,) = until(lambda: list(folder.glob("*.ports")), 10, "the ports file of a server")
+    return until(lambda: ports.read_text() and json.loads(ports.read_text()))["nats"][0]
+
+
 @contextmanager
 def python(*words: str | Path, **more: str) -> Iterator[subprocess.Popen[str]]:
     """A Python child with pipes, in a session of its own; killed at the end if it still runs."""

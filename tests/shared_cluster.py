@@ -2,7 +2,8 @@
 
     python tests/shared_cluster.py [--worker]
 
-Prints one line of JSON: pid, folder, servers, monitors.
+Prints one line of JSON: pid, folder, servers, monitors. With --left it only looks at the cluster
+in $NATS_URL and fails when a stream is left there.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 
+import nats
 from natslab import Lab
 
 
@@ -17,6 +19,14 @@ async def idle():
     import asyncio
 
     await asyncio.Event().wait()
+
+
+async def left() -> None:
+    nc = await nats.connect(os.environ["NATS_URL"].split(","))
+    streams = [info.config.name for info in await nc.jetstream().streams_info()]
+    await nc.close()
+    if streams:
+        sys.exit(f"streams are left on the shared cluster: {', '.join(streams)}")
 
 
 async def main() -> None:
@@ -34,4 +44,4 @@ async def main() -> None:
     await lab.close(quiet=True)
 
 
-asyncio.run(main())
+asyncio.run(left() if "--left" in sys.argv else main())

@@ -6,9 +6,8 @@ import ast
 import asyncio
 import builtins
 import inspect
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
@@ -91,30 +90,34 @@ async def until(
         await asyncio.sleep(0.005)
 
 
-async def settled(nc: Client, *streams: str) -> None:
-    """Return when the server has processed everything that `nc` sent, new subscriptions included.
+async def settled(nc: Client, *subjects: str, consumers: Iterable[str] = ()) -> None:
+    """Return when the server of `nc` has processed what `nc` sent, and knows what is new.
 
-    `streams` are subjects: wait for each until its stream answers there, too (nothing is stored).
-    In a cluster a new stream is known to all servers a moment after `add_stream` has returned; a
-    publish in that moment raises NoStreamResponseError. The Go client tries again by itself,
-    nats-py does not.
+    `subjects`: wait until the stream behind each of them answers. `consumers`: the same for pull
+    consumers, named "STREAM.consumer". Nothing is stored and nothing is fetched.
 
-    That is what `flush` is for. But the `flush` of nats-py 2.16 writes its ping *ahead* of what is
-    still in the client's buffer (`Client._send_ping`), so the answer to the first one may come too
-    early: of 2,000 requests made right after one flush, 22 to 58 found no responder, after two
-    flushes none. The second one finds an empty buffer, so its answer is the proof.
+    Two things make this necessary. First, the `flush` of nats-py 2.16 writes its ping *ahead* of
+    what is still in the client's buffer (`Client._send_ping`), so its answer may come too early:
+    of 2,000 requests made right after one flush, 22 to 58 found no responder, after two flushes
+    none. Second, the servers of a cluster learn of a new stream or consumer a moment after the
+    call that made it has returned; until then a publish raises NoStreamResponseError and a fetch
+    ServiceUnavailableError. The Go client publishes again by itself, nats-py does not.
     """
     await nc.flush()
-    await nc.flush()
-    for subject in streams:
-        # No stream has this name, so the one that answers refuses the message (ADR-4, error 10060).
-        request = partial(nc.request, subject, b"", headers={"Nats-Expected-Stream": "*"})
-        await until(partial(_answered, request), what=f"a stream to answer on {subject}")
+    await nc.flush()  # the first one has emptied the buffer, so the second answer is the proof
+    for subject in subjects:
+        # No stream has this name, so the one that answers refuses the message.
+        ask = partial(nc.request, subject, b"", headers={"Nats-Expected-Stream": "*"})
+        await until(partial(_answered, ask), what=f"a stream to answer on {subject}")
+    for name in consumers:
+        # Not a valid request, so the consumer answers with an error and hands out nothing.
+        ask = partial(nc.request, f"$JS.API.CONSUMER.MSG.NEXT.{name}", b"{")
+        await until(partial(_answered, ask), what=f"consumer {name} to answer")
 
 
-async def _answered(request: Callable[[], Awaitable[Any]]) -> bool:
+async def _answered(ask: Callable[[], Awaitable[Any]]) -> bool:
     try:
-        await request()
+        await ask()
     except (NoRespondersError, TimeoutError):
         return False
     return True
@@ -150,7 +153,11 @@ class expect:  # noqa: N801 (reads as a statement: with expect(TimeoutError): ..
             return False
         self.error = error
         text = str(error).strip().splitlines()
-        print(f"{type(error).__name__}: {text[0] if text else 'no text'}")
+        if isinstance(error, TimeoutError) or not text:
+            # fetch raises Python's own TimeoutError or that of nats-py, by turns: one name for both.
+            print(type(error).__name__)
+        else:
+            print(f"{type(error).__name__}: {text[0]}")
         return True
 
 
@@ -161,7 +168,9 @@ def exercise(task: str, answer: object, solved: Callable[[Any], bool]) -> None:
     """
     if answer is ...:
         print(f"○ {task}: not attempted yet")
-    elif solved(answer):
-        print(f"✔ {task}: solved")
-    else:
-        print(f"✘ {task}: not yet, your answer was {answer!r}", file=sys.stdout)
+        return
+    try:
+        right, why = bool(solved(answer)), ""
+    except Exception as error:  # an answer of another kind than the task asks for
+        right, why = False, f" ({type(error).__name__}: {error})"
+    print(f"✔ {task}: solved" if right else f"✘ {task}: not yet, your answer was {answer!r}{why}")

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -198,37 +199,51 @@ class Cluster(ABC):
         }
 
     async def prove_ready(self, timeout: float = START_DEADLINE) -> None:
-        """Create a stream on every node, publish to it until it acknowledges, delete it.
+        """Create a replicated stream, publish to it through every node, delete it.
 
-        Raises LabError when that does not work within `timeout` seconds.
+        A node that has just started may not answer yet while its neighbours do, so one proof is
+        not enough. Raises LabError when it does not work within `timeout` seconds.
         """
         end = time.monotonic() + timeout
-        nc = await connect(self.options, timeout)
-        name = f"NATSLAB_READY_{random.getrandbits(48):x}"
         config = api.StreamConfig(
-            name=name,
-            subjects=[name],
+            name=f"NATSLAB_READY_{random.getrandbits(48):x}",
             num_replicas=min(3, len(self.nodes)),
             storage=api.StorageType.MEMORY,
         )
-        js = nc.jetstream(
-            timeout=0.2
-        )  # an early request is never answered; asking again is harmless
+        config.subjects = [config.name or ""]
+        servers = self.options["servers"]
+        proofs = (self._prove({**self.options, "servers": [s]}, config, end) for s in servers)
+        errors = [error for error in await asyncio.gather(*proofs) if error]
+        # A missing node is for `unhealthy` to tell; without a majority nothing works.
+        if 2 * len(errors) >= len(servers):
+            raise LabError(await self._not_ready(errors[0]))
+        nc = await connect(self.options)
+        with suppress(TimeoutError, nats.errors.Error):
+            await nc.jetstream().delete_stream(config.name or "")
+        await nc.close()
+
+    async def _prove(
+        self, options: dict[str, Any], config: api.StreamConfig, end: float
+    ) -> Exception | None:
+        """The last error when no publish through these servers was acknowledged in time."""
+        try:
+            nc = await connect(options, max(0.5, min(2.5, end - time.monotonic())))
+        except LabError as error:
+            return error
+        # An early request is never answered; asking again is harmless.
+        js = nc.jetstream(timeout=0.2)
         try:
             while True:
                 try:
                     await js.add_stream(config)
-                    await js.publish(name, b"")
-                    return
+                    await js.publish(config.name or "", b"")
+                    return None
                 except (TimeoutError, nats.errors.Error) as error:
                     if time.monotonic() > end:
-                        raise LabError(await self._not_ready(error)) from None
+                        return error
                     await asyncio.sleep(0.02)
         finally:
-            if nc.is_connected:
-                with suppress(TimeoutError, nats.errors.Error):  # it may never have come to be
-                    await js.delete_stream(name)
-                await nc.close()
+            await nc.close()
 
     async def _not_ready(self, error: Exception) -> str:
         down = await self.unhealthy()
@@ -272,7 +287,7 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
     `allow_reconnect=False` ends that for a refused log-in only, so the number of attempts is bounded
     here as well. Raises LabError.
     """
-    where = " ".join(options["servers"])
+    where = " ".join(map(shown, options["servers"]))
     last: list[Exception] = []
 
     async def remember(error: Exception) -> None:
@@ -288,8 +303,6 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
     try:
         async with asyncio.timeout(timeout):
             return await nats.connect(**{**options, **bounded})
-    except FileNotFoundError as error:
-        raise LabError(f"NATS_CREDS={error.filename} does not exist: check the path.") from None
     except (TimeoutError, OSError, nats.errors.Error) as error:
         if "authorization" in f"{error} {last[-1:]}".lower():
             raise LabError(
@@ -298,6 +311,22 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
         raise LabError(
             f"No NATS server answers at {where}: start it, or unset NATS_URL to get an embedded cluster."
         ) from None
+
+
+def shown(url: str) -> str:
+    """A server's address for a message: without the log-in, which is nobody's business."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+def _require_creds(path: str) -> None:
+    """nats-py opens the file only when a server asks for a signature, and then fails in many ways."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise LabError(f"NATS_CREDS={path} {why}: check the path.") from None
+    if "NATS USER JWT" not in text or not re.search(r"\bSU[A-Z2-7]{56}\b", text):
+        raise LabError(f"NATS_CREDS={path} is not a credentials file: ask for a new one.")
 
 
 # Embedded: three processes on this machine.
@@ -402,7 +431,10 @@ def reserved_ports(folder: Path, count: int) -> Iterator[list[int]]:
     The claim is a file in `folder` and lasts as long as the folder: a node that is down keeps its
     port. $NATSLAB_PORTS (`from-to`) names another range. Raises LabError when the range is too full.
     """
-    first, last = map(int, os.environ.get("NATSLAB_PORTS", DEFAULT_PORTS).split("-"))
+    wish = os.environ.get("NATSLAB_PORTS", DEFAULT_PORTS)
+    if not re.fullmatch(r"\d+-\d+", wish):
+        raise LabError(f"NATSLAB_PORTS={wish} is not a range: write it like {DEFAULT_PORTS}.")
+    first, last = map(int, wish.split("-"))
     root = folder.parent
     with (root / "ports.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -447,31 +479,35 @@ class External(Cluster):
 
     @classmethod
     async def join(cls, urls: list[str], creds: str | None) -> External:
-        """Check within 3 s that the servers answer, are new enough and have JetStream.
+        """Check within 5 s that the servers answer, are new enough and make a replicated stream.
 
         Raises LabError.
         """
         options: dict[str, Any] = {"servers": urls}
         if creds:
+            _require_creds(creds)
             options["user_credentials"] = creds
         nc = await connect(options)
         try:
             version = server.version_of(str(nc.connected_server_version))
             if version < server.MIN_VERSION:
                 raise LabError(
-                    f"The server at {urls[0]} is {'.'.join(map(str, version))}, the course needs 2.12 or newer."
+                    f"The server at {shown(urls[0])} is {'.'.join(map(str, version))}, the course needs 2.12 or newer."
                 )
             await nc.jetstream(timeout=2).account_info()
             known = [f"{at.hostname}:{at.port}" for at in nc.servers]
         except (TimeoutError, nats.errors.NoRespondersError, APIError) as error:
             raise LabError(
-                f"JetStream does not answer at {urls[0]} ({error or 'timeout'}): "
+                f"JetStream does not answer at {shown(urls[0])} ({error or 'timeout'}): "
                 "it is off for this account, or the cluster has no quorum."
             ) from None
         finally:
             await nc.close()
         nodes = {f"s{i}": Node(f"s{i}", f"nats://{at}", "") for i, at in enumerate(known, 1)}
-        return cls(nodes=nodes, options=options)
+        self = cls(nodes=nodes, options=options)
+        # A leader that has just lost its followers answers as before for ten seconds or more.
+        await self.prove_ready(timeout=2.0)
+        return self
 
     async def _signal(self, node: str, sig: signal.Signals) -> None:
         raise LabError("This cluster is not ours to break (NATS_URL is set).")

@@ -10,65 +10,75 @@ Run as a script, so that it loads nothing but psutil.
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
-OWNER = "owner.json"
+ALIVE = "alive"  # a file in the folder, locked for as long as the owner lives
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
 
-def claim(root: Path) -> tuple[Path, subprocess.Popen[bytes]]:
+@dataclass
+class Claim:
+    """A private folder, held by this process: `release` gives it back."""
+
+    folder: Path
+    alive: IO[str]
+    keeper: subprocess.Popen[bytes]
+
+    def release(self) -> None:
+        """Let the keeper clean up now, and wait until it has."""
+        assert self.keeper.stdin is not None
+        self.keeper.stdin.close()
+        self.keeper.wait(20)
+        self.alive.close()
+        if self.folder.exists():
+            reap(self.folder)  # the keeper itself was killed
+
+
+def claim(root: Path) -> Claim:
     """A new private folder below `root`, and its keeper. Cleans up after dead kernels first."""
     root.mkdir(parents=True, exist_ok=True)
     reap_dead(root)
     folder = Path(tempfile.mkdtemp(dir=root))
-    return folder, adopt(folder, os.getpid())
-
-
-def release(folder: Path, guard: subprocess.Popen[bytes]) -> None:
-    """Let the keeper clean up now, and wait until it has."""
-    assert guard.stdin is not None
-    guard.stdin.close()
-    guard.wait(20)
-    if folder.exists():
-        reap(folder)  # the keeper itself was killed
-
-
-def adopt(folder: Path, pid: int) -> subprocess.Popen[bytes]:
-    """Note `pid` as the owner of `folder` and start the keeper that outlives it.
-
-    Returns the keeper; closing its stdin makes it clean up and exit.
-    """
-    owner = {"pid": pid, "started": psutil.Process(pid).create_time()}
-    (folder / OWNER).write_text(json.dumps(owner))
-    return subprocess.Popen(
+    # The lock is taken before the file has its name: nobody can see it unlocked.
+    alive = (folder / "new").open("w")
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    (folder / "new").rename(folder / ALIVE)
+    keeper = subprocess.Popen(
         [sys.executable, __file__, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # a signal to the kernel's process group must not end the keeper
     )
+    return Claim(folder, alive, keeper)
 
 
 def owner_lives(folder: Path) -> bool:
-    """True while the process that made `folder` runs: same id and same start time."""
+    """True while the process that made `folder` runs.
+
+    It holds a lock on a file there, which the operating system takes back when it ends; unlike a
+    process id with a start time, that survives a clock that is set while it runs.
+    """
     try:
-        owner = json.loads((folder / OWNER).read_text())
-        started = psutil.Process(owner["pid"]).create_time()
+        with (folder / ALIVE).open() as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except FileNotFoundError:
-        # The folder is made an instant before its owner is noted.
+        # The folder is there an instant before the lock.
         return folder.exists() and time.time() - folder.stat().st_mtime < 60
-    except GONE:
-        return False
-    return bool(abs(started - owner["started"]) < 1.0)
+    return False
 
 
 def members(folder: Path) -> list[psutil.Process]:

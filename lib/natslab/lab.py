@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -35,17 +34,15 @@ class Lab:
 
     _open: Lab | None = None  # one lab per kernel: running the set-up cell again replaces it
 
-    def __init__(
-        self, cluster: Cluster, folder: Path, guard: subprocess.Popen[bytes], lesson: int | None
-    ) -> None:
+    def __init__(self, cluster: Cluster, claim: keeper.Claim, lesson: int | None) -> None:
         self.cluster = cluster
-        self.folder = folder
+        self.folder = claim.folder
         self.mark = f"natslab lesson {lesson:02}" if lesson is not None else "natslab"
         self.errors: list[Exception] = []
         self.address: dict[str, Any] = {**cluster.options, **RECONNECT}
         self.options: dict[str, Any] = {**self.address, "error_cb": self._on_error}
         self.workers: list[workers.Worker] = []
-        self._guard = guard
+        self._claim = claim
 
     @classmethod
     async def start(
@@ -65,19 +62,19 @@ class Lab:
         """
         if cls._open is not None:
             await cls._open.close(quiet=True)
-        folder, guard = await asyncio.to_thread(keeper.claim, CACHE / "labs")
+        claim = await asyncio.to_thread(keeper.claim, CACHE / "labs")
         try:
-            cluster = await _cluster(kind or os.environ.get("NATSLAB_CLUSTER"), folder)
+            cluster = await _cluster(kind or os.environ.get("NATSLAB_CLUSTER"), claim.folder)
             if len(cluster.nodes) < nodes:
                 raise LabError(
                     f"This lesson needs {nodes} nodes and this cluster has {len(cluster.nodes)}: "
                     "unset NATS_URL to get an embedded cluster of three."
                 )
-            lab = cls(cluster, folder, guard, lesson)
+            lab = cls(cluster, claim, lesson)
             await lab._delete_marked()
         except BaseException:
             # An interrupt too: nothing may be left of a cluster that never became ready.
-            keeper.release(folder, guard)
+            claim.release()
             raise
         cls._open = lab
         if not quiet:
@@ -176,7 +173,7 @@ class Lab:
             Lab._open = None
         if self.folder.exists():
             await self._delete_marked()
-            await asyncio.to_thread(keeper.release, self.folder, self._guard)
+            await asyncio.to_thread(self._claim.release)
             for worker in self.workers:
                 worker.process.wait(10)
             await self.cluster.close()

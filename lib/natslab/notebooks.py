@@ -30,6 +30,8 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 IGNORED = "nbval-ignore-output"
+# Its log goes to our terminal: a warning about its transport at every start, a stack at Ctrl-C.
+QUIET_KERNEL = ["--log-level=CRITICAL"]
 Notebook = Any  # nbformat.NotebookNode, a dict with attributes
 
 
@@ -125,6 +127,7 @@ def run(path: Path, scale: str = "", out: Path | None = None) -> Run:
             kernel_name="python3",
             progress_bar=False,
             execution_timeout=CELL_TIMEOUT,
+            extra_arguments=QUIET_KERNEL,
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue.strip()}"
@@ -148,6 +151,7 @@ def refresh(path: Path, *, pictures: bool = False) -> bool:
         fresh,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
+        extra_arguments=QUIET_KERNEL,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},

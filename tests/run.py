@@ -1,0 +1,359 @@
+#!/usr/bin/env python3
+"""Set the course up if needed and test everything:  python3 tests/run.py
+
+Every lesson and every solution is run four ways: strictly compared with its saved outputs, at the
+workshop scale, and twice in a row on one shared cluster. What is skipped is named and counted.
+Only the standard library, any Python from 3.9: it runs before the environment exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "infra"))
+import up  # noqa: E402
+
+CACHE = ROOT / ".cache"
+RESULTS = CACHE / "results"
+# Tests ask for the kind of cluster that they mean; nothing in the environment may choose for them.
+CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER", "NATSLAB_PORTS")
+CELL_SECONDS = 120
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NBVAL = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
+ENGINE = "from natslab import compose_cli as c; c.require_engine(); print(c.find_compose())"
+
+
+class Suite:
+    """What was run so far: steps with their verdicts, lessons with their times, what was skipped."""
+
+    def __init__(self, python: Path, verbose: bool) -> None:
+        self.python = python
+        self.verbose = verbose
+        self.children: set = set()
+        self.failed: list[str] = []
+        self.skipped: list[str] = []
+        self.lessons: dict[str, dict] = {}
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self.stopping = False
+
+    def run(self, command: list, **more: str) -> tuple[int, str]:
+        """Exit code and output of a command, run with the environment's programs first on PATH."""
+        if self.stopping:
+            return 130, "stopped"
+        path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
+        env = {k: v for k, v in up.CLEAN.items() if k not in CLUSTER_VARIABLES}
+        child = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env={**env, "PATH": path, **more},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches only us; we end the children in good order
+        )
+        self.children.add(child)
+        try:
+            out, _ = child.communicate()
+        finally:
+            self.children.discard(child)
+        return child.returncode, out
+
+    def step(self, name: str, *commands: list, **more: str) -> bool:
+        """Run commands one after the other until one fails; a failure shows the end of its output."""
+        start = time.monotonic()
+        print(f"… {name}", flush=True)
+        code, out = 0, ""
+        for command in commands:
+            code, out = self.run(command, **more)
+            if code:
+                break
+        self.done(name, code, out, time.monotonic() - start)
+        return code == 0
+
+    def done(self, name: str, code: int, out: str, seconds: float) -> None:
+        """Note the verdict of a step."""
+        print(f"{'✘' if code else '✔'} {name}: {seconds:.0f} s", flush=True)
+        if code:
+            self.failed.append(name)
+        if self.stopping:
+            return
+        if self.verbose:
+            print(out)
+        elif code:
+            print("\n".join(out.strip().splitlines()[-60:]), flush=True)
+
+    def pytest(self, name: str, *words: str, **more: str) -> bool:
+        """One pytest run; what it counted is added up, what it skipped is named."""
+        report = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.xml"
+        base = [self.python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ROOT, "-q"]
+        fine = self.step(name, [*base, "--junitxml", report, *words], **more)
+        if report.exists():
+            for case in xml.parse(report).iter("testcase"):
+                self.note(case)
+        elif fine:
+            self.failed.append(f"{name}: pytest left no report")
+        return fine
+
+    def note(self, case: xml.Element) -> None:
+        """Count one test or one cell."""
+        skip = case.find("skipped")
+        bad = case.find("failure") is not None or case.find("error") is not None
+        verdict = "failed" if bad else "passed" if skip is None else "skipped"
+        self.counts[verdict] += 1
+        if skip is not None:
+            self.skipped.append(f"{case.get('name')} ({skip.get('message')})")
+        if case.get("name", "").startswith("Cell ") or ".ipynb" in case.get("classname", ""):
+            lesson = self.lessons.setdefault(notebook_of(case), {"cells": 0, "seconds": 0.0})
+            lesson["cells"] += 1
+            lesson["seconds"] += float(case.get("time", 0))
+            if bad:
+                lesson["failed"] = f"{case.get('name')} differs from what is saved"
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
+        """A step made of notebooks; the block fills the list of those that failed."""
+        start = time.monotonic()
+        print(f"… {name}", flush=True)
+        failed: list[str] = []
+        yield failed
+        self.done(name, len(failed), "\n".join(failed), time.monotonic() - start)
+
+    def notebook(self, path: Path, label: str, *words: str, **more: str) -> bool:
+        """Run a notebook with `natslab run`; what fails is noted with the lesson."""
+        code, out = self.run(
+            [self.python, "-m", "natslab", "run", int(path.name[:2]), *words], **more
+        )
+        if code:
+            lesson = self.lessons.setdefault(name_of(path), {"cells": 0, "seconds": 0.0})
+            lesson["failed"] = f"{label}: {last_line(out)}"
+        return code == 0
+
+    def stop(self, *_: object) -> None:
+        """End all children; their own clean-up takes a moment."""
+        self.stopping = True
+        for child in list(self.children):
+            child.send_signal(signal.SIGTERM)
+        for child in list(self.children):
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+# ---- names ---------------------------------------------------------------------------------
+
+
+def written() -> list[Path]:
+    """The lessons that exist."""
+    return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def name_of(path: Path) -> str:
+    """'solutions/01_pub_sub' for a notebook."""
+    return str(path.relative_to(ROOT / "notebooks").with_suffix(""))
+
+
+def notebook_of(case: xml.Element) -> str:
+    """The same from the class name that nbval gives to a cell: 'notebooks.solutions.01_pub_sub.ipynb'."""
+    words = case.get("classname", "").split(".")
+    return "/".join(words[words.index("notebooks") + 1 : -1])
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no output"
+
+
+# ---- the steps -----------------------------------------------------------------------------
+
+
+def lint(suite: Suite) -> None:
+    bin_, code = suite.python.parent, ["lib", "infra", "tests", "notebooks"]
+    suite.step(
+        "ruff, mypy, saved notebooks in order",
+        [bin_ / "ruff", "check", *code],
+        [bin_ / "ruff", "format", "--check", *code],
+        [bin_ / "mypy", "--config-file", "lib/pyproject.toml", "lib/natslab"],
+        [suite.python, "-m", "natslab", "refresh", "--check"],
+    )
+
+
+def unit_tests(suite: Suite, only: str) -> None:
+    words = ["-m", "not compose and not browser", "-n", "2", "--dist", "loadfile", "tests"]
+    suite.pytest("unit tests", *words, *(["-k", only] if only else []))
+
+
+def strict(
+    suite: Suite, lessons: list[Path], name: str = "lessons and solutions, strictly"
+) -> bool:
+    """Every cell's output is what is saved: two notebooks at a time, one file per worker."""
+    solutions = [path.parent / "solutions" / path.name for path in lessons]
+    files = [path for path in [*lessons, *solutions] if path.exists()]
+    return suite.pytest(
+        name, *NBVAL, "-n", "2", "--dist", "loadfile", *map(str, files), NATSLAB_CLUSTER="embedded"
+    )
+
+
+def at_workshop_scale(suite: Suite, lessons: list[Path]) -> None:
+    with suite.timed("lessons at the workshop scale") as failed:
+        for path, fine in two_at_a_time(
+            lambda path: suite.notebook(
+                path, "workshop", "--scale", "workshop", NATSLAB_CLUSTER="embedded"
+            ),
+            lessons,
+        ):
+            failed.extend([] if fine else [path.name])
+
+
+def twice_on_one_cluster(suite: Suite, lessons: list[Path]) -> None:
+    """Two lessons side by side, all of them twice, on a cluster of somebody else; nothing is left."""
+    with (
+        suite.timed("lessons twice on one shared cluster") as failed,
+        shared_cluster(suite) as told,
+    ):
+        servers = ",".join(told["servers"])
+        for round_ in ("first", "second"):
+            for path, fine in two_at_a_time(
+                lambda path, r=round_: suite.notebook(
+                    path, f"shared cluster, {r} run", NATS_URL=servers
+                ),
+                lessons,
+            ):
+                failed.extend([] if fine else [f"{path.name} ({round_} run)"])
+        code, out = suite.run([suite.python, "tests/shared_cluster.py", "--left"], NATS_URL=servers)
+        failed.extend([last_line(out)] if code else [])
+
+
+@contextlib.contextmanager
+def shared_cluster(suite: Suite):
+    """A cluster in a process of its own, gone with this block."""
+    holder = subprocess.Popen(
+        [str(suite.python), str(ROOT / "tests" / "shared_cluster.py")],
+        env=up.CLEAN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield json.loads(holder.stdout.readline() or "{}")
+    finally:
+        holder.communicate(timeout=30)  # closes its standard input, and it ends its cluster
+
+
+def two_at_a_time(work, lessons: list[Path]):
+    with ThreadPoolExecutor(2) as pool:
+        return list(zip(lessons, pool.map(work, lessons), strict=True))
+
+
+def compose(suite: Suite) -> None:
+    code, out = suite.run([suite.python, "-c", ENGINE])
+    if code:
+        suite.skipped.append(f"compose tests: {last_line(out)}")
+        return
+    suite.pytest("compose tests", "-m", "compose", "tests")
+
+
+def browser(suite: Suite) -> None:
+    if not any(map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))):
+        suite.skipped.append("browser test: no Chromium is installed")
+        return
+    suite.pytest("JupyterLab in a browser", "-m", "browser", "tests")
+
+
+def repeat(suite: Suite, lessons: list[Path], times: int) -> None:
+    """The same lesson again and again, on whatever cluster the environment asks for."""
+    chosen = {name: os.environ[name] for name in CLUSTER_VARIABLES if name in os.environ}
+    for i in range(times):
+        files = [str(path) for path in lessons]
+        suite.pytest(f"run {i + 1} of {times}", *NBVAL, *files, **chosen)
+
+
+# ---- the command ---------------------------------------------------------------------------
+
+
+def table(suite: Suite, lessons: list[Path]) -> None:
+    print(f"\n{'lesson':36} {'cells':>5} {'seconds':>8}  verdict")
+    for name, row in sorted(suite.lessons.items()):
+        verdict = row.get("failed", "ok")
+        print(f"{name:36} {row['cells']:5} {row['seconds']:8.1f}  {verdict}")
+    names = [name_of(path) for path in lessons]
+    executed = sum(suite.lessons.get(name, {}).get("cells", 0) > 0 for name in names)
+    print(f"\n{executed} of {len(names)} lessons executed, {len(names) - executed} skipped")
+    if executed < len(names):
+        suite.failed.append("not every lesson was executed")
+    for what in suite.skipped:
+        print(f"skipped: {what}")
+    for what in dict.fromkeys(suite.failed):
+        print(f"failed: {what}")
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in suite.counts.items())
+    print(f"\n{counts}", flush=True)
+
+
+def command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run.py", description="Set up if needed, test everything."
+    )
+    add = parser.add_argument
+    add("--lesson", type=int, action="append", metavar="NN", help="only this lesson")
+    add("--quick", action="store_true", help="lint, unit tests, one strict run of the lessons")
+    add("-k", metavar="EXPR", default="", help="only unit tests whose names match")
+    add("--repeat", type=int, metavar="N", help="with --lesson: run it N times, nothing else")
+    add("--setup-only", action="store_true", help="make the environment and end")
+    add("-v", "--verbose", action="store_true", help="show what every step prints")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = command_line()
+    python = up.ensure(extras=("test", "compose"))
+    if args.setup_only:
+        return 0
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir(parents=True)
+    start = time.monotonic()
+    suite = Suite(python, args.verbose)
+    for number in STOPS:
+        signal.signal(number, suite.stop)
+    lessons = [p for p in written() if not args.lesson or int(p.name[:2]) in args.lesson]
+    if args.repeat:
+        repeat(suite, lessons, args.repeat)
+    elif args.k:
+        unit_tests(suite, args.k)
+        lessons = []
+    else:
+        if not args.lesson:
+            lint(suite)
+            unit_tests(suite, "")
+        strict(suite, lessons)
+        if not args.quick:
+            at_workshop_scale(suite, lessons)
+            twice_on_one_cluster(suite, lessons)
+        if not args.quick and not args.lesson:
+            compose(suite)
+            browser(suite)
+    if suite.stopping:
+        print("stopped; nothing of the tests runs on", file=sys.stderr)
+        return 130
+    table(suite, lessons)
+    print(f"{time.monotonic() - start:.0f} s in all")
+    return int(bool(suite.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

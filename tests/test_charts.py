@@ -1,0 +1,154 @@
+"""Every chart: one picture of one size, steady to the byte, and the data that it drew."""
+
+import io
+import struct
+from collections.abc import Callable
+
+import matplotlib.image
+import pandas as pd
+import pytest
+from IPython.display import Image
+from natslab import charts, flows, measure
+
+EVENTS = pd.DataFrame(
+    [
+        (0.0, "alice", "published", 1),
+        (0.1, "bob", "received", 1),
+        (0.5, "alice", "published", 2),
+        (0.9, "bob", "something else", 2),
+    ],
+    columns=["t", "who", "what", "key"],
+)
+BUSY = pd.DataFrame(
+    [("w1", "done", 0.0, 1.0, "job 1"), ("w2", "failed", 0.5, 0.7, ""), ("w1", "done", 1.0, 2, "")],
+    columns=["who", "what", "start", "end", "label"],
+)
+CALLS = pd.DataFrame(
+    {"due": [0, 0.1, 0.2], "sent": [0, 0.1, 0.2], "done": [0.01, 0.4, 0.3], "ms": [10, 300, 100.0]}
+).assign(error=["", "TimeoutError", ""])
+VIEW = [
+    {"name": "n1", "up": True, "clients": ["me", "you"], "leads": ["S"], "meta_leader": True},
+    {"name": "n2", "up": True, "clients": [], "leads": [], "meta_leader": False},
+    {"name": "n3", "up": False, "clients": [], "leads": [], "meta_leader": False},
+]
+HEARD = pd.DataFrame([[True, False], [True, True]], index=["a.*", "a.>"], columns=["a.b", "a.b.c"])
+FAULTS = [(0.3, "n1 killed"), (0.6, "n1 back")]
+TIMES = {"published": [0.1, 0.2, 0.9], "received": [0.2], "lost": []}
+
+CHARTS: dict[str, Callable[[], object]] = {
+    "rates": lambda: charts.rates(
+        {name: measure.rate(times) for name, times in TIMES.items()}, "Title", faults=FAULTS
+    ),
+    "totals": lambda: charts.totals(TIMES, "Title", faults=FAULTS),
+    "lanes": lambda: charts.lanes(
+        EVENTS, "Title", faults=FAULTS, arrows=[(0.0, "alice", 0.1, "bob")]
+    ),
+    "intervals": lambda: charts.intervals(BUSY, "Title", faults=FAULTS),
+    "calls": lambda: charts.calls(CALLS, "Title", faults=FAULTS),
+    "bars": lambda: charts.bars({"one": 1000.4, "many": 123456}, "Title", "per second"),
+    "latencies": lambda: charts.latencies({"one": [1, 2, 3], "many": range(1, 2000)}, "Title"),
+    "matches": lambda: charts.matches(HEARD, "Title"),
+    "topology": lambda: charts.topology(VIEW, "Title"),
+}
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Image]:
+    """What a cell would have displayed."""
+    images: list[Image] = []
+    monkeypatch.setattr(charts, "display", images.append)
+    return images
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", png[16:24])
+
+
+def test_none_is_forgotten_here() -> None:
+    drawers = [
+        name
+        for name, what in vars(charts).items()
+        if getattr(what, "__module__", "") == charts.__name__ and not name.startswith("_")
+    ]
+    assert {*drawers} - {"role"} == {*CHARTS}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_one_picture_of_one_size_and_steady(name: str, shown: list[Image]) -> None:
+    first, second = CHARTS[name](), CHARTS[name]()
+    assert len(shown) == 2, "one per call"
+    png = shown[0].data
+    assert size_of(png) == (864, 360)
+    assert png == shown[1].data, "identical data gives identical bytes"
+    assert b"Software" not in png and b"tIME" not in png
+    assert shown[0].alt == "Title"
+    pixels = matplotlib.image.imread(io.BytesIO(png))
+    for corner in (pixels[0, 0], pixels[-1, -1]):
+        assert (corner[:3] == 1).all(), "white"
+    assert pixels.shape[2] == 3 or (pixels[..., 3] == 1).all(), "opaque"
+    assert pixels.std() > 0.02, "something is drawn"
+    assert len(png) < 60_000
+    assert type(first) is type(second)
+
+
+def test_the_data_that_was_drawn_is_returned(shown: list[Image]) -> None:
+    rates = CHARTS["rates"]()
+    assert list(rates.columns) == ["t", "per_second", "role"]
+    assert {*rates.role} == {"published", "received"}, "lost has no points"
+    totals = CHARTS["totals"]()
+    assert totals.groupby("role").total.max().to_dict() == {"published": 3, "received": 1, "lost": 0}
+    assert CHARTS["lanes"]().equals(EVENTS)
+    assert CHARTS["intervals"]().equals(BUSY)
+    assert CHARTS["calls"]().equals(CALLS)
+    assert CHARTS["bars"]().to_dict() == {"one": 1000.4, "many": 123456}
+    latencies = CHARTS["latencies"]()
+    assert latencies.series.value_counts().to_dict() == {"one": 3, "many": 1999}
+    assert CHARTS["matches"]().equals(HEARD)
+    assert CHARTS["topology"]().name.tolist() == ["n1", "n2", "n3"]
+
+
+def test_lanes_in_a_given_order_leave_the_others_out(shown: list[Image]) -> None:
+    assert charts.lanes(EVENTS, "Title", order=["bob"]).who.tolist() == ["bob", "bob"]
+
+
+def test_series_that_can_be_read_only_once(shown: list[Image]) -> None:
+    totals = charts.totals({"published": (t / 10 for t in range(5))}, "Title")
+    assert totals.total.max() == 5
+    latencies = charts.latencies({"one": (t / 10 for t in range(1, 5))}, "Title")
+    assert len(latencies) == 4
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: charts.rates({"published": measure.rate([])}, "Title"),
+        lambda: charts.totals({"published": []}, "Title"),
+        lambda: charts.lanes(EVENTS[:0], "Title"),
+        lambda: charts.intervals(BUSY[:0], "Title"),
+        lambda: charts.calls(CALLS[:0], "Title"),
+        lambda: charts.latencies({"one": []}, "Title"),
+        lambda: charts.bars({"none": 0}, "Title", "per second"),
+    ],
+    ids=["rates", "totals", "lanes", "intervals", "calls", "latencies", "bars"],
+)
+def test_nothing_to_draw_is_an_empty_chart(draw: Callable[[], object], shown: list[Image]) -> None:
+    draw()
+    assert [size_of(image.data) for image in shown] == [(864, 360)]
+
+
+def test_a_role_looks_the_same_everywhere() -> None:
+    assert charts.role("published", 0) == charts.role("published", 3)
+    spares = [charts.role("new", position) for position in range(5)]
+    assert len(set(spares)) == 5
+    for name, (colour, marker, line) in charts.ROLES.items():
+        for other in charts.ROLES.values():
+            if colour == other[0]:
+                assert (marker, line) == other[1:] or marker != other[1], name
+
+
+@pytest.mark.parametrize("number", flows.FLOWS)
+def test_flow_pictures(number: int) -> None:
+    png = flows.draw(flows.FLOWS[number])
+    assert size_of(png) == (864, 300)
+    assert png == flows.draw(flows.FLOWS[number])

@@ -1,0 +1,165 @@
+"""The embedded cluster: each verb has its effect, and nothing is left behind. Real servers only."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import helpers
+import nats
+import pytest
+from natslab import Lab, LabError, server
+from natslab.cluster import reserved_ports
+
+
+async def test_start_gives_a_quorum(lab: Lab) -> None:
+    assert lab.nodes == ["n1", "n2", "n3"]
+    assert await lab.cluster.unhealthy() == []
+    view = await lab.view()
+    assert [node["up"] for node in view] == [True] * 3
+    assert sum(node["meta_leader"] for node in view) == 1
+
+    nc = await nats.connect(**lab.options)
+    js = nc.jetstream()
+    assert await js.streams_info() == [], "the stream that proved readiness is gone"
+    await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+    assert (await js.publish("s", b"")).seq == 1
+    await nc.close()
+
+
+async def test_every_verb_has_its_effect(lab: Lab) -> None:
+    cluster = lab.cluster
+
+    await lab.pause("n1")
+    assert await cluster.is_silent("n1")
+    await lab.resume("n1")
+    assert await cluster.answers("n1")
+
+    await lab.kill("n2")
+    assert cluster.processes["n2"].returncode == -9
+    assert await cluster.is_down("n2")
+    assert [node["up"] for node in await lab.view()] == [True, False, True]
+    await lab.restart("n2")
+    await lab.wait_until_healthy(5)
+
+    await lab.stop("n3")
+    assert cluster.processes["n3"].returncode == 0, "it ended in good order"
+    await lab.restart("n3")
+
+    await lab.lame_duck("n1")
+    assert cluster.processes["n1"].returncode == 0
+    await lab.restart("n1")
+    await lab.restart("n1")  # one that runs is stopped first
+    assert await cluster.unhealthy() == []
+
+    verbs = [f"{event.verb} {event.node}" for event in lab.events]
+    assert verbs == [
+        *("pause n1", "resume n1", "kill n2", "restart n2", "stop n3", "restart n3"),
+        *("lame duck n1", "restart n1", "stop n1", "restart n1"),
+    ]
+    times = [event.at for event in lab.events]
+    assert times == sorted(times)
+    assert all(0 < event.seconds < 20 for event in lab.events)
+
+    with pytest.raises(LabError, match="needs containers"):
+        await lab.cut("n1")
+    with pytest.raises(LabError, match="needs containers"):
+        await lab.heal("n1")
+
+
+async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
+    nc = await nats.connect(**lab.options)
+    js = nc.jetstream()
+    await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+    await js.publish("s", b"kept")
+    first = await lab.leader_of("S")
+    await lab.kill(first)
+    second = await lab.leader_of("S")
+    assert second != first
+    assert [node["name"] for node in await lab.view() if "S" in node["leads"]] == [second]
+    await lab.restart(first)
+    await lab.wait_until_healthy()
+    assert (await js.get_msg("S", 1)).data == b"kept"
+    assert lab.node_of(nc) in lab.nodes
+    await nc.close()
+    assert lab.node_of(nc) is None
+
+
+async def test_nobody_leads_a_stream_that_is_not_there(lab: Lab) -> None:
+    with pytest.raises(TimeoutError, match="a leader of stream NOT_THERE"):
+        await lab.leader_of("NOT_THERE", timeout=0.3)
+
+
+def test_ports_reserved_twice_never_collide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few ports that a second claim would hit those of the first.
+    monkeypatch.setenv("NATSLAB_PORTS", "29000-29024")
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    with reserved_ports(folders[0], 9) as first:
+        pass  # the claim lasts as long as its folder, the lock only while servers start
+    with reserved_ports(folders[1], 9) as second:
+        assert len({*first, *second}) == 18
+    with (
+        pytest.raises(LabError, match=r"of 9 ports needed are free in 29000-29024: close other"),
+        reserved_ports(folders[2], 9),
+    ):
+        pass
+    assert not (folders[2] / "ports.json").exists()
+    shutil.rmtree(folders[0])
+    with reserved_ports(folders[2], 9) as third:
+        assert not {*third} & {*second}
+
+
+def test_a_port_that_is_used_is_not_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("NATSLAB_PORTS", f"{port}-{port}")
+        with pytest.raises(LabError, match="Only 0 of 1 ports"), reserved_ports(tmp_path / "a", 1):
+            pass
+
+
+async def test_two_labs_at_once(lab: Lab, cache: Path) -> None:
+    with helpers.shared_cluster(cache) as other:
+        assert not {*other["servers"]} & {*lab.address["servers"]}
+        nc = await nats.connect(**lab.options)
+        there = await nats.connect(other["servers"][0])
+        await nc.jetstream().add_stream(name="SAME", subjects=["same"], num_replicas=3)
+        await there.jetstream().add_stream(name="SAME", subjects=["same"], num_replicas=3)
+        await nc.jetstream().publish("same", b"here")
+        info = await there.jetstream().stream_info("SAME")
+        assert info.state.messages == 0, "they know nothing of each other"
+        await nc.close()
+        await there.close()
+    assert [str(folder) for folder in helpers.labs_in(cache)] == [str(lab.folder)]
+
+
+async def test_nothing_is_left_after_close(cache: Path, capsys: pytest.CaptureFixture) -> None:
+    lab = await Lab.start(kind="embedded")
+    assert len(helpers.processes_in(cache)) == 4, "three servers and a keeper"
+    await lab.close()
+    assert helpers.nothing_left(cache)
+    assert capsys.readouterr().out.splitlines() == [
+        "lab ready: 3 nodes, JetStream on",
+        "lab closed, nothing left behind",
+    ]
+
+
+def test_versions() -> None:
+    assert server.version_of("nats-server: v2.15.0-beta") == (2, 15, 0)
+    assert server.version_of("bash: not found") == ()
+    path, version = server.find_server()
+    assert os.access(path, os.X_OK)
+    assert server.version_of(version) >= server.MIN_VERSION
+
+
+async def test_the_store_is_private_to_the_lab(lab: Lab) -> None:
+    folders = [Path(json.loads(s["STORE_DIR"])) for s in lab.cluster.settings.values()]
+    assert {folder.parent for folder in folders} == {lab.folder}
+    assert lab.folder.stat().st_mode & 0o077 == 0, "nobody else can read it"
