@@ -258,7 +258,7 @@ def shared_cluster(suite: Suite):
 
 def two_at_a_time(work, lessons: list[Path]):
     with ThreadPoolExecutor(2) as pool:
-        return list(zip(lessons, pool.map(work, lessons), strict=True))
+        return list(zip(lessons, pool.map(work, lessons)))  # noqa: B905 (Python 3.9 has no strict)
 
 
 def compose(suite: Suite) -> None:

@@ -108,9 +108,9 @@ def test_expect_prints_one_line(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_expect_fails_when_nothing_or_something_else_fails() -> None:
-    with pytest.raises(CheckFailed, match="expected ValueError or KeyError, but nothing failed"):
-        with expect(ValueError, KeyError):
-            pass
+    nothing_failed = "expected ValueError or KeyError, but nothing failed"
+    with pytest.raises(CheckFailed, match=nothing_failed), expect(ValueError, KeyError):
+        pass
     with pytest.raises(ZeroDivisionError), expect(ValueError):
         _ = 1 / 0
 

@@ -139,9 +139,8 @@ async def test_workers(lab: Lab) -> None:
     stopped.stop()
     assert (killed.process.returncode, stopped.process.returncode) == (-9, -15)
 
-    nameless = eval("lambda: None")  # noqa: S307
     with pytest.raises(LabError, match="source of .* cannot be read: define it in a cell"):
-        lab.spawn(nameless, "nameless")
+        lab.spawn(print, "built in")
 
 
 async def test_asynchronous_errors_are_collected(lab: Lab, capsys: pytest.CaptureFixture) -> None:

@@ -135,10 +135,10 @@ def totals(
     figure, axes = _canvas(title, "seconds", unit)
     drawn = []
     ends = []
-    last = max((max(times, default=0.0) for times in map(list, series.values())), default=0.0)
-    for i, (name, times) in enumerate(series.items()):
+    in_order = {name: sorted(times) for name, times in series.items()}
+    last = max((times[-1] for times in in_order.values() if times), default=0.0)
+    for i, (name, ordered) in enumerate(in_order.items()):
         colour, _, dashes = role(name, i)
-        ordered = sorted(times)
         table = pd.DataFrame({"t": [0.0, *ordered], "total": range(len(ordered) + 1)})
         steps = pd.concat([table, pd.DataFrame({"t": [last], "total": [len(ordered)]})])
         axes.step(steps.t, steps.total, where="post", color=colour, linestyle=dashes)
@@ -190,9 +190,10 @@ def lanes(
     axes.spines["left"].set_visible(False)
     _mark_faults(axes, faults)
     # Markers repeat all over a lane, so their names stand once, in a row above it.
-    figure.legend(
-        loc="outside lower center", ncols=len(kinds) or 1, frameon=False, handletextpad=0.2
-    )
+    if kinds:
+        figure.legend(
+            loc="outside lower center", ncols=len(kinds), frameon=False, handletextpad=0.2
+        )
     _show(figure, title)
     return drawn
 
@@ -237,7 +238,8 @@ def intervals(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     _mark_faults(axes, faults)
-    figure.legend(loc="outside lower center", ncols=table.what.nunique(), frameon=False)
+    if len(table):
+        figure.legend(loc="outside lower center", ncols=table.what.nunique(), frameon=False)
     _show(figure, title)
     return table
 
@@ -258,7 +260,7 @@ def calls(
             label = f"{len(rows)} × {error}"
             spot = (float(rows.due.max()), float(rows.ms.max()))
             axes.annotate(label, spot, (9, -4), textcoords="offset points", color=colour)
-    axes.set_ylim(0, table.ms.max() * 1.25)  # room for the names of the faults
+    axes.set_ylim(0, max(table.ms, default=1) * 1.25)  # room for the names of the faults
     _mark_faults(axes, faults)
     _show(figure, title)
     return table
@@ -289,7 +291,8 @@ def bars(
 def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame:
     """Latency by percentile: {"one at a time": ms, ...}; both axes logarithmic.
 
-    Returns the drawn points: share (of calls that are slower), ms, series.
+    Returns the drawn points: share (of calls that are slower), ms, series. Raises ValueError when
+    there is no call at all.
     """
     figure, axes = _canvas(title, "share of the calls (p99: 99 of 100 are faster)", "milliseconds")
     drawn = []
@@ -299,8 +302,11 @@ def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame
         share = 1 - (pd.Series(range(len(ms))) + 0.5) / len(ms)
         colour, _, dashes = role(name, i)
         axes.plot(share, ms, color=colour, linestyle=dashes)
-        ends.append((float(share.iloc[-1]), float(ms.iloc[-1]), name, colour))
+        if len(ms):
+            ends.append((float(share.iloc[-1]), float(ms.iloc[-1]), name, colour))
         drawn.append(pd.DataFrame({"share": share, "ms": ms, "series": name}))
+    if not ends:
+        raise ValueError("there is no call whose latency could be drawn")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()

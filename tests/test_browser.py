@@ -1,0 +1,108 @@
+"""As a reader sees it: JupyterLab opens lesson 15, runs all cells, and shows its charts."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import helpers
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+pytestmark = pytest.mark.browser
+
+LESSON = "15_at_least_once_queue.ipynb"
+BROWSERS = ("chromium", "google-chrome", "chromium-browser")
+# Without these a browser looks for hosts that a test machine may not reach, at every start.
+QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update"]
+SCREENSHOT = helpers.ROOT / ".cache" / "lesson-15.png"
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    """A copy of the checkout whose notebooks JupyterLab may save, with the same environment."""
+    for name in ("infra", "lib", "notebooks"):
+        shutil.copytree(helpers.ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def address(course: Path) -> Iterator[str]:
+    """JupyterLab started by command one."""
+    server = subprocess.Popen(
+        [sys.executable, course / "infra" / "up.py", "--no-browser"],
+        env=helpers.clean_environment(NATSLAB_CLUSTER="embedded"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        told = ""
+        while "JupyterLab is ready: " not in told:
+            line = server.stdout.readline()
+            assert line, told
+            told += line
+        yield re.search(r"http://\S+", told)[0]
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield browser.new_page(viewport={"width": 1200, "height": 2400})
+        browser.close()
+
+
+def test_run_all_cells_of_lesson_15(address: str, page: Page, course: Path) -> None:
+    page.goto(address.replace("00_start_here.ipynb", LESSON))
+    lesson = page.locator(".jp-Notebook")
+    expect(lesson.get_by_role("heading", name="Lose no job")).to_be_visible(timeout=60_000)
+    page.locator("body").press("Escape")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+
+    # The copy on disk has outputs from before, so we look at the counter of the last cell: it is a
+    # star while the cell waits for its turn.
+    last = lesson.locator(".jp-CodeCell").last
+    last.scroll_into_view_if_needed()
+    expect(last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\*\]"), timeout=30_000)
+    expect(last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"), timeout=120_000)
+    expect(last).to_contain_text("lab closed, nothing left behind")
+    assert lesson.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+
+    SCREENSHOT.parent.mkdir(exist_ok=True)
+    assert charts_seen(page) == 3
+    colours = Image.open(SCREENSHOT).convert("RGB").getcolors(1 << 24)
+    assert len(colours) > 100, "the screenshot is blank"
+
+
+def charts_seen(page: Page) -> int:
+    """Scroll up from the end and count the charts; JupyterLab draws only what is in view.
+
+    The screenshot is of the topmost chart, the one of the killed leader.
+    """
+    seen: set[str] = set()
+    page.locator(".jp-Notebook").hover()
+    for _ in range(60):
+        for picture in page.locator(".jp-OutputArea .jp-RenderedImage img").all():
+            source = picture.get_attribute("src") or ""
+            if source not in seen:
+                seen.add(source)
+                picture.scroll_into_view_if_needed()
+                page.screenshot(path=SCREENSHOT)
+        page.mouse.wheel(0, -700)
+        page.wait_for_timeout(50)  # a frame or two to draw
+    return len(seen)

@@ -1,0 +1,453 @@
+"""What every lesson and every solution promises, read from the files: no kernel is started.
+
+The budgets are the measured habits of the notebook courses that people praise: short cells, much
+more prose than code, few and small pictures.
+"""
+
+import ast
+import base64
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from helpers import NOTEBOOKS, ROOT
+from natslab import course, notebooks
+
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+TOP_LEVEL_AWAIT = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+MEDIAN_LINES, MOST_LINES = 8, 16  # of a code cell; the second holds for nine in ten
+
+# GitHub shows none of these, or not as JupyterLab does.
+NOT_ON_GITHUB = {
+    "```mermaid": "a Mermaid diagram",
+    "<details": "<details>",
+    "<style": "<style>",
+    "> [!": "an alert",
+    ":::": "an admonition",
+    "](#": "a link into the notebook itself",
+    "data:image": "an embedded image",
+}
+MAKERS = {"add_stream": "name", "create_key_value": "bucket", "create_object_store": "bucket"}
+CONFIGS = {"StreamConfig": "name", "KeyValueConfig": "bucket", "ObjectStoreConfig": "bucket"}
+TALKERS = {"publish", "subscribe", "request", "publish_async", "pull_subscribe"}
+
+
+class Lesson:
+    """One notebook file, and the views on it that the rules below need."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name[:2])
+        self.is_solution = path.parent.name == "solutions"
+        self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        self.code = [c for c in self.cells if c["cell_type"] == "code"]
+        self.markdown = [c for c in self.cells if c["cell_type"] == "markdown"]
+        self.source = [text(c["source"]) for c in self.code]
+        self.prose = [text(c["source"]) for c in self.markdown]
+        self.trees = [compile(python(s), path.name, "exec", TOP_LEVEL_AWAIT) for s in self.source]
+
+    def tagged(self, tag: str) -> list[dict]:
+        return [c for c in self.cells if tag in c["metadata"].get("tags", [])]
+
+    def outputs(self) -> Iterator[tuple[int, dict]]:
+        for number, cell in enumerate(self.code, 1):
+            for output in cell["outputs"]:
+                yield number, output
+
+    def calls(self) -> Iterator[tuple[str, ast.Call]]:
+        """(name of the function or method, the call) for all calls in the code."""
+        for node in itertools.chain.from_iterable(map(ast.walk, self.trees)):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+                yield name, node
+
+
+def python(source: str) -> str:
+    """Without the shell commands, which only IPython understands."""
+    return re.sub(r"^[!%].*$", "pass", source, flags=re.M)
+
+
+def text(source: str | list[str]) -> str:
+    return "".join(source)
+
+
+def keyword(call: ast.Call, name: str) -> ast.expr | None:
+    return next((k.value for k in call.keywords if k.arg == name), None)
+
+
+# The rules. Each yields what is wrong, in words.
+
+Rule = Callable[[Lesson], Iterator[str]]
+
+
+def size(lesson: Lesson) -> Iterator[str]:
+    if (bytes_ := lesson.path.stat().st_size) > 300_000:
+        yield f"{bytes_ // 1000} kB, at most 300"
+    pictures = [o for _, o in lesson.outputs() if "image/png" in o.get("data", {})]
+    pictures += re.findall(r"!\[", "".join(lesson.prose))
+    if not lesson.is_solution and not 1 <= len(pictures) <= 6:
+        yield f"{len(pictures)} pictures, 1 to 6"
+
+
+def code_cells(lesson: Lesson) -> Iterator[str]:
+    lines = [number_of_lines(c) for c in lesson.code]
+    for number, count in enumerate(lines, 1):
+        if count > 25:
+            yield f"code cell {number} has {count} lines, at most 25"
+    if lesson.is_solution:
+        return
+    # The exercises are apart: most readers run past them.
+    own = sorted(number_of_lines(c) for c in lesson.code if c not in lesson.tagged("exercise"))
+    if not 12 <= len(own) <= 35:
+        yield f"{len(own)} code cells, 12 to 35"
+    if statistics.median(own) > MEDIAN_LINES:
+        yield f"half of the code cells have more than {statistics.median(own)} lines"
+    if (ninth := own[int(0.9 * (len(own) - 1))]) > MOST_LINES:
+        yield f"one code cell in ten has {ninth} lines or more, at most {MOST_LINES}"
+
+
+def number_of_lines(cell: dict) -> int:
+    return sum(bool(line.strip()) for line in text(cell["source"]).splitlines())
+
+
+def enough_prose(lesson: Lesson) -> Iterator[str]:
+    if lesson.is_solution:
+        return
+    words = sum(len(prose.split()) for prose in lesson.prose)
+    if not 700 <= words <= 2200:
+        yield f"{words} words, 700 to 2,200"
+    if (ratio := words / sum(map(number_of_lines, lesson.code))) < 5:
+        yield f"{ratio:.1f} words per line of code, at least 5"
+
+
+def headings(lesson: Lesson) -> Iterator[str]:
+    prose = re.sub(r"^```.*?^```", "", "\n".join(lesson.prose), flags=re.M | re.S)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.M)]
+    if levels.count(1) != 1 or levels[0] != 1:
+        yield "there is one # heading, and it comes first"
+    for before, after in itertools.pairwise(levels):
+        # A solution shows the exercises under the headings that they have in the lesson.
+        if after > before + 1 and not lesson.is_solution:
+            yield f"a heading of level {after} follows one of level {before}"
+    title = re.match(r"# (?:Solutions: )?(.*)", prose)
+    wanted = course.lesson(lesson.number).title
+    if title is None or title[1] != wanted:
+        yield f"the title in natslab.course is {wanted!r}"
+
+
+def executed(lesson: Lesson) -> Iterator[str]:
+    counts = [c["execution_count"] for c in lesson.code]
+    if counts != list(range(1, len(counts) + 1)):
+        yield "it was not run from top to bottom"
+
+
+def outputs(lesson: Lesson) -> Iterator[str]:
+    for number, output in lesson.outputs():
+        shown = text(output.get("text", "")) + "".join(
+            text(v) for kind, v in output.get("data", {}).items() if not kind.startswith("image/")
+        )
+        if output["output_type"] == "error":
+            yield f"code cell {number} shows an error"
+        if output.get("name") == "stderr":
+            yield f"code cell {number} writes to stderr"
+        if "\x1b" in shown:
+            yield f"code cell {number} prints in colour"
+        if re.search(r"\b0x[0-9a-f]{6,}", shown):
+            yield f"code cell {number} prints the address of an object"
+        if any("widget" in kind for kind in output.get("data", {})):
+            yield f"code cell {number} shows a widget"
+        if "[Errno" in shown or str(ROOT) in shown or "/tmp/" in shown:
+            yield f"code cell {number} prints a path of this machine"
+
+
+def measurements(lesson: Lesson) -> Iterator[str]:
+    if len(lesson.tagged("nbval-ignore-output")) > 2:
+        yield "more than two cells whose output nobody compares"
+    if lesson.tagged("nbval-skip") or lesson.tagged("raises-exception"):
+        yield "a cell that is not tested"
+
+
+def parameters(lesson: Lesson) -> Iterator[str]:
+    if lesson.is_solution:
+        return
+    cells = lesson.tagged("parameters")
+    if len(cells) != 1:
+        yield f"{len(cells)} cells are tagged parameters"
+        return
+    for line in text(cells[0]["source"]).splitlines():
+        if not re.fullmatch(r"\w+: \w+ = \S+ +# .*workshop: .+", line):
+            yield f"not a typed constant with its size at a workshop: {line}"
+
+
+def code_style(lesson: Lesson) -> Iterator[str]:
+    for number, source in enumerate(lesson.source, 1):
+        if re.search(r";\s*$", source, re.M):
+            yield f"code cell {number}: a line ends with a semicolon"
+        if lesson.number != 0 and re.search(
+            r"\basyncio\.run\(|run_until_complete|nest_asyncio", source
+        ):
+            yield f"code cell {number}: a notebook awaits at top level"
+        for line in source.splitlines():
+            if "time.sleep(" in line and "#" not in line:  # a comment says what is blocked, and why
+                yield f"code cell {number}: time.sleep stops every handler: {line.strip()}"
+    for node in itertools.chain.from_iterable(map(ast.walk, lesson.trees)):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield f"line {node.lineno}: a bare except"
+
+
+def markdown(lesson: Lesson) -> Iterator[str]:
+    for prose in lesson.prose:
+        for mark, what in NOT_ON_GITHUB.items():
+            if mark in prose:
+                yield f"{what} in: {prose[:60]!r}"
+        for alt, target in re.findall(r"!\[([^]]*)\]\(([^)]*)\)", prose):
+            if not alt.strip():
+                yield f"the image {target} has no alternative text"
+            if target.startswith("http"):
+                yield f"the image {target} is not in the repository"
+        if "<img" in prose:
+            yield "an image written in HTML"
+    for target in re.findall(r"\]\(([^)\s]+)\)", "\n".join(lesson.prose)):
+        if not re.match(r"[a-z]+:", target):
+            file = lesson.path.parent / unquote(target.partition("#")[0])
+            if not file.exists():
+                yield f"the link to {target} leads nowhere"
+
+
+def anatomy(lesson: Lesson) -> Iterator[str]:
+    last = lesson.source[-1]
+    if "await lab.close()" not in last:
+        yield "the last code cell does not close the lab"
+    if not lesson.tagged("nav"):
+        yield "no cell is tagged nav"
+    if lesson.is_solution:
+        return
+    prose = "\n".join(lesson.prose)
+    for heading in ("The guarantee", "Your turn", "Recap"):
+        if f"\n## {heading}\n" not in f"\n{prose}\n":
+            yield f"no section ## {heading}"
+    if "\n|" not in prose.partition("## The guarantee")[2].partition("\n## ")[0]:
+        yield "the guarantee is not a table"
+    if not re.search(r"\*\*\d+ min\*\*", lesson.prose[0]):
+        yield "the first cell does not tell the minutes"
+    for words in ("You will be able to", "Predict", "Watch for", "When not to"):
+        if words.lower() not in prose.lower():
+            yield f"nowhere **{words}**"
+    if sum(name == "check" for name, _ in lesson.calls()) < 3:
+        yield "fewer than three checks"
+    if len(lesson.tagged("main-chart")) != 1:
+        yield f"{len(lesson.tagged('main-chart'))} cells are tagged main-chart"
+    elif not notebooks.main_chart(notebooks.read(lesson.path)):
+        yield "the main chart shows no picture"
+
+
+def marks(lesson: Lesson) -> Iterator[str]:
+    """Without the mark, `Lab` cannot tell which streams of a shared cluster it may delete."""
+    for name, call in lesson.calls():
+        asks = name in CONFIGS or (name in MAKERS and keyword(call, MAKERS[name]) is not None)
+        described = keyword(call, "description")
+        if asks and (described is None or "mark" not in ast.unparse(described)):
+            yield f"{name} without description=lab.mark"
+
+
+def charts(lesson: Lesson) -> Iterator[str]:
+    for number, output in lesson.outputs():
+        if png := output.get("data", {}).get("image/png"):
+            size = base64.b64decode(text(png))[16:24]
+            if (int.from_bytes(size[:4]), int.from_bytes(size[4:])) != (864, 360):
+                yield f"code cell {number}: a picture that is not 864 x 360"
+            if not output["metadata"].get("image/png", {}).get("alt"):
+                yield f"code cell {number}: a picture without alternative text"
+
+
+RULES: list[Rule] = [
+    size,
+    code_cells,
+    enough_prose,
+    headings,
+    executed,
+    outputs,
+    measurements,
+    parameters,
+    code_style,
+    markdown,
+    anatomy,
+    marks,
+    charts,
+]
+
+
+@pytest.mark.parametrize("path", [*LESSONS, *SOLUTIONS], ids=lambda path: path.stem)
+def test_rules(path: Path) -> None:
+    lesson = Lesson(path)
+    wrong = [f"{rule.__name__}: {what}" for rule in RULES for what in rule(lesson)]
+    assert not wrong, "\n  ".join([f"{path.relative_to(ROOT)}:", *wrong])
+
+
+# All lessons together.
+
+
+def test_every_notebook_is_in_the_course_and_has_solutions() -> None:
+    assert LESSONS
+    planned = {lesson.file for lesson in course.COURSE}
+    assert {path.name for path in LESSONS} <= planned
+    assert {path.name for path in LESSONS} == {path.name for path in SOLUTIONS}
+    assert [lesson.number for lesson in course.COURSE] == list(range(28))
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_a_solution_solves_the_exercises_of_its_lesson(path: Path) -> None:
+    lesson, solution = Lesson(NOTEBOOKS / path.name), Lesson(path)
+    titles = [
+        [text(c["source"]).splitlines()[0] for c in side.tagged("exercise") if is_markdown(c)]
+        for side in (lesson, solution)
+    ]
+    assert titles[0] == titles[1]
+    assert 2 <= len(titles[0]) <= 4, "two or three exercises, rarely four"
+    for side, sign in ((lesson, "○"), (solution, "✔")):
+        verdicts = [text(o["text"]) for c in side.tagged("exercise") for o in c.get("outputs", [])]
+        judged = [line for line in "".join(verdicts).splitlines() if line[:1] in "○✔✘"]
+        assert len(judged) >= len(titles[0])
+        assert {line[0] for line in judged} == {sign}, judged
+
+
+def is_markdown(cell: dict) -> bool:
+    return cell["cell_type"] == "markdown"
+
+
+def test_the_table_in_the_readme_is_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert notebooks.with_table(readme) == readme, "run: natslab index"
+
+
+# No two lessons share a name: they may run side by side on one cluster.
+
+
+def names_of_streams(lesson: Lesson) -> set[str]:
+    found = set()
+    for name, call in lesson.calls():
+        key = (MAKERS | CONFIGS).get(name)
+        value = keyword(call, key) if key else None
+        if isinstance(value, ast.Constant):
+            found.add(value.value)
+    return found
+
+
+def first_words_of_subjects(lesson: Lesson) -> set[str]:
+    """The first token of every subject that the code spells out, also by way of a variable."""
+    variables: dict[str, list[ast.expr]] = {}
+    for node in itertools.chain.from_iterable(map(ast.walk, lesson.trees)):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                variables.setdefault(name, []).append(value)
+            case ast.For(target=ast.Name(id=name), iter=value):
+                variables.setdefault(name, []).append(value)
+    found = set()
+    for name, call in lesson.calls():
+        places = [keyword(call, "subjects"), keyword(call, "filter_subject")]
+        places += call.args[:1] if name in TALKERS else []
+        for place in filter(None, places):
+            found |= {subject.split(".")[0] for subject in spelled_out(place, variables)}
+    # `>` listens to all; what begins with $ or _ belongs to the server and the client.
+    return {word for word in found if re.fullmatch(r"[A-Za-z][\w-]*", word)}
+
+
+def spelled_out(  # noqa: PLR0911 (one for each kind of expression)
+    expression: ast.expr, variables: dict[str, list[ast.expr]]
+) -> set[str]:
+    match expression:
+        case ast.Constant(value=str(subject)):
+            return {subject}
+        case ast.JoinedStr(values=[ast.Constant(value=str(beginning)), *_]):
+            return {beginning} if "." in beginning else set()
+        case ast.Name(id=name):
+            known = {other: values for other, values in variables.items() if other != name}
+            return set().union(*(spelled_out(value, known) for value in variables.get(name, [])))
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return set().union(*(spelled_out(element, variables) for element in elements))
+        case ast.Dict(keys=keys):
+            return set().union(*(spelled_out(key, variables) for key in keys if key))
+        case ast.Starred(value=value):
+            return spelled_out(value, variables)
+    return set()
+
+
+@pytest.mark.parametrize("names", [names_of_streams, first_words_of_subjects])
+def test_no_two_lessons_share_a_name(names: Callable[[Lesson], set[str]]) -> None:
+    owners: dict[str, set[int]] = {}
+    for path in [*LESSONS, *SOLUTIONS]:
+        lesson = Lesson(path)
+        for name in names(lesson):
+            owners.setdefault(name, set()).add(lesson.number)
+    shared = {name: sorted(who) for name, who in owners.items() if len(who) > 1}
+    assert owners and not shared
+
+
+# The rules themselves: each of these changes to a good lesson is seen.
+
+CHANGES: dict[str, tuple[str, str]] = {
+    # what is appended to the last code cell: what the rules say
+    "print(1);": "ends with a semicolon",
+    "import time\ntime.sleep(1)": "time.sleep stops every handler",
+    "asyncio.run(main())": "awaits at top level",
+    "try:\n    pass\nexcept:\n    pass": "a bare except",
+    "await js.add_stream(name='X')": "add_stream without description=lab.mark",
+    "await js.create_key_value(bucket='X', description='mine')": "create_key_value without",
+    "StreamConfig(name='X')": "StreamConfig without",
+    "x = 1\n" * 26: "lines, at most 25",
+}
+PROSE: dict[str, str] = {
+    # what is appended to the last markdown cell: what the rules say
+    "## After\n\n#### Deep": "a heading of level 4 follows one of level 2",
+    "# Another title": "there is one # heading",
+    "[there](#recap)": "a link into the notebook itself",
+    "[there](00_nowhere.ipynb)": "the link to 00_nowhere.ipynb leads nowhere",
+    "![](img/01.png)": "has no alternative text",
+    "![chart](https://example.org/a.png)": "is not in the repository",
+    "<details>": "<details>",
+    "```mermaid\n```": "a Mermaid diagram",
+    "word " * 2200: "words, 700 to 2,200",
+}
+OUTPUTS: dict[str, str] = {
+    # what the last code cell prints: what the rules say
+    "\x1b[31mred": "prints in colour",
+    "<Client object at 0x7f1234567890>": "prints the address of an object",
+    f"{ROOT}/lib": "prints a path of this machine",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "added", "said"),
+    [
+        *(("code", added, said) for added, said in CHANGES.items()),
+        *(("markdown", added, said) for added, said in PROSE.items()),
+        *(("output", added, said) for added, said in OUTPUTS.items()),
+    ],
+    ids=lambda value: value.strip()[:30],
+)
+def test_a_bad_change_is_seen(tmp_path: Path, kind: str, added: str, said: str) -> None:
+    good = NOTEBOOKS / "01_pub_sub.ipynb"
+    notebook = json.loads(good.read_text(encoding="utf-8"))
+    cells = [c for c in notebook["cells"] if c["cell_type"] == kind.replace("output", "code")]
+    if kind == "output":
+        cells[-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": added}]
+    else:
+        cells[-1]["source"] = f"{text(cells[-1]['source'])}\n{added}"
+    bad = tmp_path / "notebooks" / good.name
+    bad.parent.mkdir()
+    for other in ("img", *(path.name for path in LESSONS), "solutions"):
+        (bad.parent / other).symlink_to(NOTEBOOKS / other)
+    (tmp_path / "README.md").touch()
+    bad.unlink()
+    bad.write_text(json.dumps(notebook), encoding="utf-8")
+    wrong = [what for rule in RULES for what in rule(Lesson(bad))]
+    assert any(said in what for what in wrong), wrong
+    before = [what for rule in RULES for what in rule(Lesson(good))]
+    assert not any(said in what for what in before)

@@ -1,0 +1,66 @@
+"""Lessons on the compose cluster: the same outputs as on an embedded one, and nothing left there."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import helpers
+import nats
+import pytest
+from natslab import compose_cli
+from natslab.compose_cli import ComposeError
+from natslab.notebooks import by_number
+
+pytestmark = pytest.mark.compose
+
+LIMIT = 240
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[None]:
+    """The project's own compose cluster, as a reader has it."""
+    try:
+        compose_cli.require_engine()
+    except ComposeError as error:
+        pytest.skip(str(error))
+    if compose_cli.status():
+        pytest.skip("the compose cluster is up: run `natslab down` first")
+    compose_cli.up()
+    yield
+    compose_cli.down()
+
+
+def start(number: int) -> subprocess.Popen[str]:
+    """A strict run of one lesson on the compose cluster."""
+    options = ["-c", "tests/pytest.ini", "--rootdir", helpers.ROOT, "-q", "--nbval"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, "--nbval-current-env", by_number(number)],
+        cwd=helpers.ROOT,
+        env=helpers.clean_environment(NATSLAB_CLUSTER="compose"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 1), (15, 3)], ids=["00 and 01 at once", "15 and 03 at once"]
+)
+def test_two_lessons_at_once(compose: None, numbers: tuple[int, int]) -> None:
+    runs = [start(number) for number in numbers]
+    try:
+        for run in runs:
+            out, _ = run.communicate(timeout=LIMIT)
+            assert run.returncode == 0, out[-4000:]
+    finally:
+        for run in runs:
+            run.kill()
+    assert asyncio.run(streams()) == []
+
+
+async def streams() -> list[str | None]:
+    nc = await nats.connect("nats://127.0.0.1:4221")
+    names = [info.config.name for info in await nc.jetstream().streams_info()]
+    await nc.close()
+    return names
