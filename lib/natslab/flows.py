@@ -48,6 +48,22 @@ FLOWS = {
             ("(orders.eu.created)", "x too late", "x "),
         ],
     ),
+    2: Flow(
+        [
+            ["Ada's phone"],
+            ["(chat.to.bob)", "(chat.room.kitchen)", "(CHAT_HISTORY)"],
+            ["Bob", "Ada's laptop", "Cem, late"],
+        ],
+        [
+            ("Ada's phone", "(chat.to.bob)", "private"),
+            ("Ada's phone", "(chat.room.kitchen)", "line"),
+            ("(chat.to.bob)", "Bob", "copy"),
+            ("(chat.room.kitchen)", "Bob", "copy"),
+            ("(chat.room.kitchen)", "Ada's laptop", "copy"),
+            ("(chat.room.kitchen)", "(CHAT_HISTORY)", ""),
+            ("(CHAT_HISTORY)", "Cem, late", "the past"),
+        ],
+    ),
     3: Flow(
         [["asker"], ["(price.get)", "(_INBOX.a7…)"], ["desk 1", "desk 2", "desk 3"]],
         [
