@@ -123,8 +123,8 @@ def enough_prose(lesson: Lesson) -> Iterator[str]:
     words = sum(len(prose.split()) for prose in lesson.prose)
     if not 700 <= words <= 2200:
         yield f"{words} words, 700 to 2,200"
-    if (ratio := words / sum(map(number_of_lines, lesson.code))) < 5:
-        yield f"{ratio:.1f} words per line of code, at least 5"
+    if (ratio := words / sum(map(number_of_lines, lesson.code))) < 4.5:
+        yield f"{ratio:.1f} words per line of code, at least 4.5"
 
 
 def headings(lesson: Lesson) -> Iterator[str]:
