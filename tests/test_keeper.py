@@ -1,5 +1,6 @@
 """Whatever happens to the process that holds a lab, nothing of the lab is left behind."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -81,6 +82,19 @@ def test_an_interrupted_start_leaves_nothing(cache: Path, moment: str) -> None:
         until(lambda: nothing_left(cache), 5, "the keeper to clean up")
 
 
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_cancelled_start_leaves_nothing(cache: Path, moment: str) -> None:
+    """What "interrupt kernel" does to a cell. Its error is kept, and so is all that it refers to."""
+    start = asyncio.create_task(Lab.start(kind="embedded", quiet=True))
+    while not MOMENTS[moment](cache) and not start.done():
+        await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError) as kept:
+        await start
+    await asyncio.to_thread(until, lambda: nothing_left(cache), 5, "the keeper to clean up")
+    assert kept.value
+
+
 # The same through a real kernel.
 
 START = "from natslab import Lab; lab = await Lab.start(kind='embedded')"
@@ -124,7 +138,8 @@ def test_a_kernel_interrupted_in_the_middle_of_a_start(cache: Path, moment: str)
         until(lambda: MOMENTS[moment](cache), 20, moment)
         manager.interrupt_kernel()
         reply = client.get_shell_msg(timeout=30)
-        assert reply["parent_header"]["msg_id"] == asked
+        while reply["parent_header"]["msg_id"] != asked:  # a late answer to "are you ready"
+            reply = client.get_shell_msg(timeout=30)
         assert reply["content"]["status"] == "error", "the start was over before the interrupt"
         until(lambda: nothing_left(cache), 5, "the keeper to clean up")
 

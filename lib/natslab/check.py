@@ -16,6 +16,7 @@ from executing import Source
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 
+from natslab import workers
 from natslab.errors import CheckFailed
 
 # Calls that may be repeated to show both sides of a false claim, because they change nothing.
@@ -76,7 +77,8 @@ async def until(
 ) -> None:
     """Wait until `condition()` is true; `condition` may be a coroutine function.
 
-    Raises TimeoutError that names `what` when it is still false after `timeout` seconds.
+    Raises TimeoutError that names `what` when it is still false after `timeout` seconds, and tells
+    what became of workers that have failed meanwhile.
     """
     end = time.monotonic() + timeout
     while True:
@@ -86,7 +88,8 @@ async def until(
         if value:
             return
         if time.monotonic() > end:
-            raise TimeoutError(f"waited {timeout:g} s for {what or 'a condition'}")
+            waited = f"waited {timeout:g} s for {what or 'a condition'}"
+            raise TimeoutError("\n  ".join([waited, *workers.troubles()]))
         await asyncio.sleep(0.005)
 
 

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import nats
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.errors import APIError
 
@@ -199,7 +200,8 @@ class Cluster(ABC):
         }
 
     async def prove_ready(self, timeout: float = START_DEADLINE) -> None:
-        """Create a replicated stream, publish to it through every node, delete it.
+        """Create a replicated stream, publish to it through every node, delete it; then let a
+        client on each node hear one on every other.
 
         A node that has just started may not answer yet while its neighbours do, so one proof is
         not enough. Raises LabError when it does not work within `timeout` seconds.
@@ -213,7 +215,8 @@ class Cluster(ABC):
         config.subjects = [config.name or ""]
         servers = self.options["servers"]
         proofs = (self._prove({**self.options, "servers": [s]}, config, end) for s in servers)
-        errors = [error for error in await asyncio.gather(*proofs) if error]
+        outcomes = await asyncio.gather(*proofs)
+        errors = [error for error in outcomes if error]
         # A missing node is for `unhealthy` to tell; without a majority nothing works.
         if 2 * len(errors) >= len(servers):
             raise LabError(await self._not_ready(errors[0]))
@@ -221,6 +224,35 @@ class Cluster(ABC):
         with suppress(TimeoutError, nats.errors.Error):
             await nc.jetstream().delete_stream(config.name or "")
         await nc.close()
+        fine = [server_ for server_, error in zip(servers, outcomes, strict=True) if not error]
+        await self._hear_each_other(fine, max(1.0, end - time.monotonic()))
+
+    async def _hear_each_other(self, servers: list[str], timeout: float) -> None:
+        """Wait until messages flow from each of these servers to each."""
+        clients = [await connect({**self.options, "servers": [server_]}) for server_ in servers]
+        subject, heard = f"natslab.ready.{random.getrandbits(48):x}", set()
+
+        def listener(ear: int) -> Callable[[Msg], Awaitable[None]]:
+            async def listen(msg: Msg) -> None:
+                heard.add((ear, msg.data))
+
+            return listen
+
+        async def all_heard() -> bool:
+            for mouth, client in enumerate(clients):
+                await client.publish(subject, b"%d" % mouth)
+                await client.flush()
+            return len(heard) == len(clients) ** 2
+
+        try:
+            for ear, client in enumerate(clients):
+                await client.subscribe(subject, cb=listener(ear))
+            await until(all_heard, timeout)
+        except TimeoutError:
+            raise LabError(f"The nodes do not hear each other. {self._how_to_mend()}") from None
+        finally:
+            for client in clients:
+                await client.close()
 
     async def _prove(
         self, options: dict[str, Any], config: api.StreamConfig, end: float

@@ -73,6 +73,21 @@ FLOWS = {
             ("(_INBOX.a7…)", "asker", "answer"),
         ],
     ),
+    4: Flow(
+        [
+            ["shop"],
+            ["(search.shard.s0)", "(search.shard.s1)", "(search.shard.s2)"],
+            ["s0 a, s0 b", "s1 a, s1 b", "x s2: no replica"],
+        ],
+        [
+            ("shop", "(search.shard.s0)", "scatter"),
+            ("shop", "(search.shard.s1)", "scatter"),
+            ("shop", "(search.shard.s2)", "x 503: nobody there"),
+            ("(search.shard.s0)", "s0 a, s0 b", "one of two"),
+            ("(search.shard.s1)", "s1 a, s1 b", "one of two"),
+            ("(search.shard.s2)", "x s2: no replica", "x "),
+        ],
+    ),
     15: Flow(
         [["producer"], ["(stream JOBS ×3)"], ["worker 1", "x worker 2", "worker 3"]],
         [

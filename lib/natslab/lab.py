@@ -62,7 +62,8 @@ class Lab:
         """
         if cls._open is not None:
             await cls._open.close(quiet=True)
-        claim = await asyncio.to_thread(keeper.claim, CACHE / "labs")
+        # Not in a thread: an interrupt of its `await` would leave a claim that nobody gives back.
+        claim = keeper.claim(CACHE / "labs")
         try:
             cluster = await _cluster(kind or os.environ.get("NATSLAB_CLUSTER"), claim.folder)
             if len(cluster.nodes) < nodes:

@@ -46,7 +46,7 @@ def find_server() -> tuple[Path, str]:
         version = _version_if_usable(Path(candidate))
         if version >= MIN_VERSION:
             return Path(candidate), _dotted(version)
-        too_old = f"{candidate} is {_dotted(version)}, too old"
+        too_old = f"{candidate} is {_dotted(version)}, too old" if version else too_old
     raise LabError(
         f"No nats-server {_dotted(MIN_VERSION)} or newer found"
         f"{f' ({too_old})' if too_old else ''}: {HOW_TO_GET_ONE}."
@@ -68,8 +68,14 @@ def _from_wheel() -> str | None:
 
 def _version_if_usable(path: Path) -> tuple[int, ...]:
     try:
-        asked = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
-    except OSError:
+        asked = subprocess.run(
+            [path, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            start_new_session=True,  # "interrupt kernel" signals the whole group of the kernel
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return ()
     return version_of(asked.stdout + asked.stderr)
 

@@ -25,6 +25,25 @@ asyncio.run({name}(*json.loads(sys.argv[1])))
 """
 
 
+_spawned: list[Worker] = []
+
+
+def troubles() -> list[str]:
+    """One line for each worker that failed by itself, or complains: its name and its last words.
+
+    A worker is out of sight: without this, a typo in its code looks like a wait that never ends.
+    """
+    found = []
+    for worker in _spawned:
+        code = worker.process.poll()
+        words = worker.log.read_text(errors="replace").split("\n") if worker.log.exists() else []
+        last = next((line.strip() for line in reversed(words) if line.strip()), "")
+        if (code or 0) > 0 or (code is None and last):
+            state = f"ended with exit code {code}" if code else "is running"
+            found.append(f"worker {worker.name} {state}: {last or 'it said nothing'}")
+    return found
+
+
 @dataclass
 class Worker:
     """A process that runs one coroutine. `log` holds what it printed and its traceback, if any."""
@@ -77,4 +96,5 @@ def spawn(
             stderr=out,
             start_new_session=True,
         )
-    return Worker(name, process, log)
+    _spawned.append(Worker(name, process, log))
+    return _spawned[-1]
