@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import helpers
+import natslab
 import psutil
 import pytest
 from helpers import labs_in, nothing_left, processes_in, until
@@ -86,8 +87,7 @@ def test_an_interrupted_start_leaves_nothing(cache: Path, moment: str) -> None:
 async def test_a_cancelled_start_leaves_nothing(cache: Path, moment: str) -> None:
     """What "interrupt kernel" does to a cell. Its error is kept, and so is all that it refers to."""
     start = asyncio.create_task(Lab.start(kind="embedded", quiet=True))
-    while not MOMENTS[moment](cache) and not start.done():
-        await asyncio.sleep(0)
+    await natslab.until(lambda: MOMENTS[moment](cache), what=moment)
     start.cancel()
     with pytest.raises(asyncio.CancelledError) as kept:
         await start
