@@ -75,6 +75,8 @@ class Suite:
 
     def step(self, name: str, *commands: list, **more: str) -> bool:
         """Run commands one after the other until one fails; a failure shows the end of its output."""
+        if self.stopping:
+            return False
         start = time.monotonic()
         print(f"… {name}", flush=True)
         code, out = 0, ""
@@ -341,8 +343,9 @@ def main() -> int:
             lint(suite)
             unit_tests(suite, "")
         strict(suite, lessons)
-        if not args.quick:
+        if not args.quick and not suite.stopping:
             at_workshop_scale(suite, lessons)
+        if not args.quick and not suite.stopping:
             twice_on_one_cluster(suite, lessons)
         if not args.quick and not args.lesson:
             compose(suite)

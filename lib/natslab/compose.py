@@ -190,5 +190,7 @@ async def docker(*words: str) -> str:
     )
     out, err = await process.communicate()
     if process.returncode:
-        raise LabError(f"docker {' '.join(words)}: {err.decode().strip().splitlines()[-1]}")
+        raise LabError(
+            f"docker {' '.join(words)}: {(err.decode().strip().splitlines() or ['no message'])[-1]}"
+        )
     return out.decode().strip()

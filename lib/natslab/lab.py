@@ -187,6 +187,8 @@ class Lab:
                 f"skipped: {verb} needs a cluster that this course started, NATS_URL names another"
             )
             return None
+        if node not in self.nodes:
+            raise LabError(f"There is no node {node!r}; there are {', '.join(self.nodes)}.")
         event: Event = await getattr(self.cluster, verb)(node)
         return event
 
