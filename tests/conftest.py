@@ -6,7 +6,8 @@ from pathlib import Path
 import helpers
 import natslab.lab
 import pytest
-from natslab import Lab
+from natslab import Lab, compose_cli
+from natslab.compose_cli import ComposeError
 
 
 @pytest.fixture
@@ -41,3 +42,17 @@ def external(shared: dict, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     """The shared cluster, named by NATS_URL."""
     monkeypatch.setenv("NATS_URL", shared["servers"][0])
     return shared
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[None]:
+    """The project's own compose cluster, as a reader has it."""
+    try:
+        compose_cli.require_engine()
+    except ComposeError as error:
+        pytest.skip(str(error))
+    if compose_cli.status():
+        pytest.skip("the compose cluster is up: run `natslab down` first")
+    compose_cli.up()
+    yield
+    compose_cli.down()

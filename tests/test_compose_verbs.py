@@ -3,15 +3,13 @@
 import asyncio
 import select
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import helpers
 import nats
 import pytest
-from natslab import Lab, LabError, compose_cli, until
+from natslab import Lab, LabError, until
 from natslab.compose import Turns
-from natslab.compose_cli import ComposeError
 
 pytestmark = pytest.mark.compose
 
@@ -27,20 +25,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="module")
-def compose() -> Iterator[None]:
-    """The project's own compose cluster, as a reader has it."""
-    try:
-        compose_cli.require_engine()
-    except ComposeError as error:
-        pytest.skip(str(error))
-    if compose_cli.status():
-        pytest.skip("the compose cluster is up: run `natslab down` first")
-    compose_cli.up()
-    yield
-    compose_cli.down()
 
 
 @pytest.fixture

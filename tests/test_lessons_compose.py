@@ -3,32 +3,15 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import helpers
 import nats
 import pytest
-from natslab import compose_cli
-from natslab.compose_cli import ComposeError
 from natslab.notebooks import by_number
 
 pytestmark = pytest.mark.compose
 
 LIMIT = 240
-
-
-@pytest.fixture(scope="module")
-def compose() -> Iterator[None]:
-    """The project's own compose cluster, as a reader has it."""
-    try:
-        compose_cli.require_engine()
-    except ComposeError as error:
-        pytest.skip(str(error))
-    if compose_cli.status():
-        pytest.skip("the compose cluster is up: run `natslab down` first")
-    compose_cli.up()
-    yield
-    compose_cli.down()
 
 
 def start(number: int) -> subprocess.Popen[str]:
