@@ -15,13 +15,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
 from nats.aio.client import Client
-from natslab import compose_cli
+from natslab import compose_cli, settled, until
 from natslab.compose_cli import ComposeError
 
 pytestmark = pytest.mark.compose
@@ -339,18 +341,24 @@ def test_streams_survive_down_and_up(cluster: None) -> None:
     async def fill(client: Client) -> None:
         js = client.jetstream()
         await js.add_stream(name="KEPT", subjects=["kept.>"], num_replicas=3)
+        await settled(client, "kept.0")
         for i in range(10):
             await js.publish(f"kept.{i}", b"x")
 
-    async def count(client: Client) -> int:
-        info = await client.jetstream().stream_info("KEPT")
-        return info.state.messages
+    async def has_all(client: Client) -> bool:
+        with suppress(TimeoutError, nats.errors.Error):  # while the stream elects its leader
+            info = await client.jetstream(timeout=1).stream_info("KEPT")
+            return info.state.messages == 10
+        return False
+
+    async def all_are_there(client: Client) -> None:
+        await until(partial(has_all, client), timeout=30, what="the ten messages of before")
 
     on_cluster(fill)
     compose_cli.down(volumes=False)
     assert compose_cli.status() == []
     compose_cli.up()
-    assert on_cluster(count) == 10
+    on_cluster(all_are_there)
 
 
 def monitor(node: str, path: str) -> dict[str, Any]:

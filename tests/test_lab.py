@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 from natslab import Lab, LabError, server, until
+from natslab.cluster import PROBE
 
 VERBS = ("kill", "stop", "pause", "resume", "cut", "heal", "restart", "lame_duck")
 
@@ -71,6 +73,17 @@ async def test_only_marked_streams_are_deleted(
     await js.create_key_value(bucket="new", description=lab.mark)
     await lab.close(quiet=True)
     assert await streams(js) == ["JOBS", "OTHER_LESSON"]
+
+
+async def test_what_a_failed_start_left_is_swept(
+    external: dict, js: JetStreamContext, cache: Path
+) -> None:
+    now = f"{time.time():.0f}"
+    for name in (f"{PROBE}1_a", f"{PROBE}{now}_b"):  # a start of long ago, and one that still runs
+        await js.add_stream(name=name, subjects=[f"natslab.probe.{name}"])
+    lab = await Lab.start(quiet=True)
+    assert await streams(js) == [f"{PROBE}{now}_b"]
+    await lab.close(quiet=True)
 
 
 async def test_too_few_nodes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ from natslab.errors import LabError
 
 DEFAULT_PORTS = "20000-29999"  # below what Linux and macOS hand out to outgoing connections
 START_DEADLINE = 15.0
+PROBE = "NATSLAB_PROBE_"  # begins the names of the streams that prove a cluster ready
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,12 @@ class Cluster(ABC):
         not enough. Raises LabError when it does not work within `timeout` seconds.
         """
         end = time.monotonic() + timeout
+        name = f"{PROBE}{time.time():.0f}_{random.getrandbits(48):x}"
+        # In files: a stream in memory that an interrupted proof left would keep a node that lost
+        # its copy unhealthy until all the others are back.
         config = api.StreamConfig(
-            name=f"NATSLAB_READY_{random.getrandbits(48):x}",
-            num_replicas=min(3, len(self.nodes)),
-            storage=api.StorageType.MEMORY,
+            name=name, subjects=[f"natslab.probe.{name}"], num_replicas=min(3, len(self.nodes))
         )
-        config.subjects = [config.name or ""]
         servers = self.options["servers"]
         proofs = (self._prove({**self.options, "servers": [s]}, config, end) for s in servers)
         outcomes = await asyncio.gather(*proofs)
@@ -220,12 +221,21 @@ class Cluster(ABC):
         # A missing node is for `unhealthy` to tell; without a majority nothing works.
         if 2 * len(errors) >= len(servers):
             raise LabError(await self._not_ready(errors[0]))
-        nc = await connect(self.options)
-        with suppress(TimeoutError, nats.errors.Error):
-            await nc.jetstream().delete_stream(config.name or "")
-        await nc.close()
+        await self._remove_probes(name)
         fine = [server_ for server_, error in zip(servers, outcomes, strict=True) if not error]
         await self._hear_each_other(fine, max(1.0, end - time.monotonic()))
+
+    async def _remove_probes(self, own: str) -> None:
+        """Delete our stream, and those that a start which failed could not delete itself."""
+        nc = await connect(self.options)
+        with suppress(TimeoutError, nats.errors.Error):
+            probes = b'{"subject": "natslab.probe.*"}'
+            answer = await nc.request("$JS.API.STREAM.NAMES", probes)
+            for name in json.loads(answer.data).get("streams") or []:
+                made = int(name.removeprefix(PROBE).split("_")[0])
+                if name == own or time.time() - made > 2 * START_DEADLINE:
+                    await nc.jetstream().delete_stream(name)
+        await nc.close()
 
     async def _hear_each_other(self, servers: list[str], timeout: float) -> None:
         """Wait until messages flow from each of these servers to each."""
@@ -268,7 +278,7 @@ class Cluster(ABC):
             while True:
                 try:
                     await js.add_stream(config)
-                    await js.publish(config.name or "", b"")
+                    await js.publish(f"natslab.probe.{config.name}", b"")
                     return None
                 except (TimeoutError, nats.errors.Error) as error:
                     if time.monotonic() > end:

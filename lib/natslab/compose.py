@@ -103,7 +103,9 @@ class Compose(Cluster):
         self = cls(nodes=NODES, options={"servers": [node.url for node in NODES.values()]})
         try:
             await asyncio.to_thread(self.turns.before_cell)
-            await self.prove_ready(timeout=5.0)
+            # An election takes up to 10 s; without a majority of nodes there is none to wait for.
+            up = sum(await asyncio.gather(*map(self.answers, self.nodes)))
+            await self.prove_ready(timeout=20.0 if 2 * up > len(self.nodes) else 5.0)
             for node in await self.unhealthy():
                 await self._launch(node)
             await self.wait_until_healthy()
