@@ -291,6 +291,7 @@ def install(extras, offline: Path | None, lock: int) -> None:
     uv, own = find_uv(), VENV / "bin" / "uv"
     if not uv:
         say("getting uv, the fast installer")
+        need_pip(lock)
         done, tail = logged([*pip, "uv"], lock)
         if not done and re.search(NETWORK, "\n".join(tail), re.I):
             raise failed(tail, offline)
@@ -304,11 +305,16 @@ def install(extras, offline: Path | None, lock: int) -> None:
         if offline or re.search(DISK, "\n".join(tail), re.I):
             raise failed(tail, offline)
     say("uv did not succeed: installing with pip, which takes about a minute")
-    if not output(PYTHON, "-m", "pip", "--version"):
-        logged([PYTHON, "-m", "ensurepip"], lock)
+    need_pip(lock)
     done, tail = logged([*pip, "-e", course], lock)
     if not done:
         raise failed(tail, offline)
+
+
+def need_pip(lock: int) -> None:
+    """An environment that was made when uv was on the machine has none."""
+    if not output(PYTHON, "-m", "pip", "--version"):
+        logged([PYTHON, "-m", "ensurepip"], lock)
 
 
 def make_venv(minors, lock: int) -> None:
@@ -423,7 +429,11 @@ def jupyterlab(python: Path, port: int, token: str, log, more: dict) -> subproce
     # The token is in the environment because everybody can read command lines. The folder of
     # the environment leads PATH, so `!natslab` in a cell and a terminal find the same course.
     path = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
-    environment = {**CLEAN, "PATH": path, "JUPYTER_TOKEN": token, **more}
+    # Our defaults (no question about news in front of lesson 00) come before the machine's.
+    defaults = [str(ROOT / "infra" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    config = os.pathsep.join(filter(None, defaults))
+    environment = {**CLEAN, "PATH": path, "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_PATH": config}
+    environment.update(more)
     options = {
         "ServerApp.root_dir": ROOT / "notebooks",
         "ServerApp.ip": "127.0.0.1",
@@ -433,7 +443,7 @@ def jupyterlab(python: Path, port: int, token: str, log, more: dict) -> subproce
         "ServerApp.log_level": "WARN",
         "LabApp.log_level": "WARN",
         "LabApp.default_url": FIRST_PAGE,
-        "LabApp.news_url": None,  # no question about news in front of lesson 00
+        "LabApp.news_url": None,
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }
     if os.geteuid() == 0:

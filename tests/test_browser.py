@@ -82,6 +82,7 @@ def test_run_all_cells_of_lesson_15(address: str, page: Page, course: Path) -> N
     expect(last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"), timeout=120_000)
     expect(last).to_contain_text("lab closed, nothing left behind")
     assert lesson.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert page.locator(".Toastify__toast").count() == 0, "a notice covers the lesson"
 
     SCREENSHOT.parent.mkdir(exist_ok=True)
     assert charts_seen(page) == 3
