@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Set the course up if needed and test everything:  python3 tests/run.py
 
-Every lesson and every solution is run four ways: strictly compared with its saved outputs, at the
-workshop scale, and twice in a row on one shared cluster. What is skipped is named and counted.
+Every lesson is run four times: strictly compared with its saved outputs, at the workshop scale, and
+twice in a row on one shared cluster; its solutions once, strictly compared. What is skipped is named and counted.
 Only the standard library, any Python from 3.9: it runs before the environment exists.
 """
 
@@ -17,9 +17,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,10 @@ RESULTS = CACHE / "results"
 # Tests ask for the kind of cluster that they mean; nothing in the environment may choose for them.
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER", "NATSLAB_PORTS")
 CELL_SECONDS = 120
+WORKERS = "3"  # lessons wait a good part of their time: three at a time keep two cores busy
+SECONDS = ("strict", "twice", "at")
+EACH_FILE = ["-n", WORKERS, "--dist", "loadfile"]  # a lesson's cells belong to one worker
+AGAIN = {"twice": "twice on one shared cluster", "at": "at the workshop scale"}
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NBVAL = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
 ENGINE = "from natslab import compose_cli as c; c.require_engine(); print(c.find_compose())"
@@ -48,6 +54,7 @@ class Suite:
         self.lessons: dict[str, dict] = {}
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self.stopping = False
+        self.noting = threading.Lock()  # steps that run side by side note what they counted
 
     def run(self, command: list, **more: str) -> tuple[int, str]:
         """Exit code and output of a command, run with the environment's programs first on PATH."""
@@ -84,20 +91,14 @@ class Suite:
             code, out = self.run(command, **more)
             if code:
                 break
-        self.done(name, code, out, time.monotonic() - start)
-        return code == 0
-
-    def done(self, name: str, code: int, out: str, seconds: float) -> None:
-        """Note the verdict of a step."""
-        print(f"{'✘' if code else '✔'} {name}: {seconds:.0f} s", flush=True)
+        print(f"{'✘' if code else '✔'} {name}: {time.monotonic() - start:.0f} s", flush=True)
         if code:
             self.failed.append(name)
-        if self.stopping:
-            return
-        if self.verbose:
+        if self.verbose and not self.stopping:
             print(out)
-        elif code:
+        elif code and not self.stopping:
             print("\n".join(out.strip().splitlines()[-60:]), flush=True)
+        return code == 0
 
     def pytest(self, name: str, *words: str, **more: str) -> bool:
         """One pytest run; what it counted is added up, what it skipped is named."""
@@ -105,8 +106,9 @@ class Suite:
         base = [self.python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ROOT, "-q"]
         fine = self.step(name, [*base, "--junitxml", report, *words], **more)
         if report.exists():
-            for case in xml.parse(report).iter("testcase"):
-                self.note(case)
+            with self.noting:
+                for case in xml.parse(report).iter("testcase"):
+                    self.note(case)
         elif fine:
             self.failed.append(f"{name}: pytest left no report")
         return fine
@@ -119,31 +121,22 @@ class Suite:
         self.counts[verdict] += 1
         if skip is not None:
             self.skipped.append(f"{case.get('name')} ({skip.get('message')})")
-        if case.get("name", "").startswith("Cell ") or ".ipynb" in case.get("classname", ""):
-            lesson = self.lessons.setdefault(notebook_of(case), {"cells": 0, "seconds": 0.0})
+        if ".ipynb" in case.get("classname", ""):
+            lesson = self.lesson(notebook_of(case))
             lesson["cells"] += 1
-            lesson["seconds"] += float(case.get("time", 0))
+            lesson["strict"] += float(case.get("time", 0))
             if bad:
                 lesson["failed"] = f"{case.get('name')} differs from what is saved"
+        again = re.fullmatch(r"test_(twice|at)_\w+\[(\d\d_\w+)\]", case.get("name", ""))
+        if again:
+            what, lesson = again[1], self.lesson(again[2])
+            lesson[what] = float(case.get("time", 0))
+            if bad:
+                lesson["failed"] = "failed when run " + AGAIN[what]
 
-    @contextlib.contextmanager
-    def timed(self, name: str):
-        """A step made of notebooks; the block fills the list of those that failed."""
-        start = time.monotonic()
-        print(f"… {name}", flush=True)
-        failed: list[str] = []
-        yield failed
-        self.done(name, len(failed), "\n".join(failed), time.monotonic() - start)
-
-    def notebook(self, path: Path, label: str, *words: str, **more: str) -> bool:
-        """Run a notebook with `natslab run`; what fails is noted with the lesson."""
-        code, out = self.run(
-            [self.python, "-m", "natslab", "run", int(path.name[:2]), *words], **more
-        )
-        if code:
-            lesson = self.lessons.setdefault(name_of(path), {"cells": 0, "seconds": 0.0})
-            lesson["failed"] = f"{label}: {last_line(out)}"
-        return code == 0
+    def lesson(self, name: str) -> dict:
+        """What is known of a notebook: cells, seconds of each kind of run, why it failed."""
+        return self.lessons.setdefault(name, {"cells": 0, **dict.fromkeys(SECONDS, 0.0)})
 
     def stop(self, *_: object) -> None:
         """End all children; their own clean-up takes a moment."""
@@ -196,49 +189,29 @@ def lint(suite: Suite) -> None:
 
 
 def unit_tests(suite: Suite, only: str) -> None:
-    words = ["-m", "not compose and not browser", "-n", "2", "--dist", "loadfile", "tests"]
+    words = ["-m", "not compose and not browser and not lessons", *EACH_FILE, "tests"]
     suite.pytest("unit tests", *words, *(["-k", only] if only else []))
 
 
 def strict(
     suite: Suite, lessons: list[Path], name: str = "lessons and solutions, strictly"
 ) -> bool:
-    """Every cell's output is what is saved: two notebooks at a time, one file per worker."""
+    """Every cell's output is what is saved: one file per worker."""
     solutions = [path.parent / "solutions" / path.name for path in lessons]
     files = [path for path in [*lessons, *solutions] if path.exists()]
-    return suite.pytest(
-        name, *NBVAL, "-n", "2", "--dist", "loadfile", *map(str, files), NATSLAB_CLUSTER="embedded"
-    )
+    return suite.pytest(name, *NBVAL, *EACH_FILE, *map(str, files), NATSLAB_CLUSTER="embedded")
 
 
-def at_workshop_scale(suite: Suite, lessons: list[Path]) -> None:
-    with suite.timed("lessons at the workshop scale") as failed:
-        for path, fine in two_at_a_time(
-            lambda path: suite.notebook(
-                path, "workshop", "--scale", "workshop", NATSLAB_CLUSTER="embedded"
-            ),
-            lessons,
-        ):
-            failed.extend([] if fine else [path.name])
-
-
-def twice_on_one_cluster(suite: Suite, lessons: list[Path]) -> None:
-    """Two lessons side by side, all of them twice, on a cluster of somebody else; nothing is left."""
-    with (
-        suite.timed("lessons twice on one shared cluster") as failed,
-        shared_cluster(suite) as told,
-    ):
+def again(suite: Suite, lessons: list[Path]) -> None:
+    """Each lesson twice on a cluster of somebody else, side by side with others; nothing is left."""
+    words = ["-m", "lessons", "-n", WORKERS, "--dist", "load", "--maxschedchunk", "1", "tests"]
+    chosen = " or ".join(path.stem for path in lessons)
+    with shared_cluster(suite) as told:
         servers = ",".join(told["servers"])
-        for round_ in ("first", "second"):
-            for path, fine in two_at_a_time(
-                lambda path, r=round_: suite.notebook(
-                    path, f"shared cluster, {r} run", NATS_URL=servers
-                ),
-                lessons,
-            ):
-                failed.extend([] if fine else [f"{path.name} ({round_} run)"])
-        code, out = suite.run([suite.python, "tests/shared_cluster.py", "--left"], NATS_URL=servers)
-        failed.extend([last_line(out)] if code else [])
+        name = "lessons twice on one shared cluster, and at the workshop scale"
+        suite.pytest(name, *words, "-k", chosen, SHARED_CLUSTER=servers)
+        look = [suite.python, "tests/shared_cluster.py", "--left"]
+        suite.step("nothing is left on the shared cluster", look, NATS_URL=servers)
 
 
 @contextlib.contextmanager
@@ -256,11 +229,6 @@ def shared_cluster(suite: Suite):
         yield json.loads(holder.stdout.readline() or "{}")
     finally:
         holder.communicate(timeout=30)  # closes its standard input, and it ends its cluster
-
-
-def two_at_a_time(work, lessons: list[Path]):
-    with ThreadPoolExecutor(2) as pool:
-        return list(zip(lessons, pool.map(work, lessons)))  # noqa: B905 (Python 3.9 has no strict)
 
 
 def compose(suite: Suite) -> None:
@@ -286,14 +254,43 @@ def repeat(suite: Suite, lessons: list[Path], times: int) -> None:
         suite.pytest(f"run {i + 1} of {times}", *NBVAL, *files, **chosen)
 
 
+def side_by_side(*lanes: list) -> None:
+    """Lanes run at the same time, the steps of a lane one after the other."""
+
+    def in_order(steps: list) -> None:
+        for step in steps:
+            step()
+
+    with ThreadPoolExecutor(max(1, len(lanes))) as pool:
+        for lane in [pool.submit(in_order, steps) for steps in lanes]:
+            lane.result()
+
+
+def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: bool) -> None:
+    """All steps, in two rounds: some unit tests ask whether the compose cluster is up."""
+    units, check = partial(unit_tests, suite, ""), partial(lint, suite)
+    compared, repeated = partial(strict, suite, lessons), partial(again, suite, lessons)
+    browsed, contained = partial(browser, suite), partial(compose, suite)
+    if not only_lessons:
+        side_by_side([units], [check] if quick else [check, browsed])
+    if quick:
+        compared()
+    elif only_lessons:
+        side_by_side([compared, repeated])
+    else:
+        side_by_side([compared, repeated], [contained])
+
+
 # ---- the command ---------------------------------------------------------------------------
 
 
 def table(suite: Suite, lessons: list[Path]) -> None:
-    print(f"\n{'lesson':36} {'cells':>5} {'seconds':>8}  verdict")
+    print(f"\n{'':36} {'':>5} {'seconds':>8} {'twice,':>8} {'at workshop':>12}")
+    print(f"{'lesson':36} {'cells':>5} {'compared':>8} {'shared':>8} {'scale':>12}  verdict")
     for name, row in sorted(suite.lessons.items()):
+        strict, twice, at = (row[kind] for kind in SECONDS)
         verdict = row.get("failed", "ok")
-        print(f"{name:36} {row['cells']:5} {row['seconds']:8.1f}  {verdict}")
+        print(f"{name:36} {row['cells']:5} {strict:8.1f} {twice:8.1f} {at:12.1f}  {verdict}")
     names = [name_of(path) for path in lessons]
     executed = sum(suite.lessons.get(name, {}).get("cells", 0) > 0 for name in names)
     print(f"\n{executed} of {len(names)} lessons executed, {len(names) - executed} skipped")
@@ -339,17 +336,7 @@ def main() -> int:
         unit_tests(suite, args.k)
         lessons = []
     else:
-        if not args.lesson:
-            lint(suite)
-            unit_tests(suite, "")
-        strict(suite, lessons)
-        if not args.quick and not suite.stopping:
-            at_workshop_scale(suite, lessons)
-        if not args.quick and not suite.stopping:
-            twice_on_one_cluster(suite, lessons)
-        if not args.quick and not args.lesson:
-            compose(suite)
-            browser(suite)
+        everything(suite, lessons, quick=args.quick, only_lessons=bool(args.lesson))
     if suite.stopping:
         print("stopped; nothing of the tests runs on", file=sys.stderr)
         return 130
