@@ -28,7 +28,9 @@ def start(number: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "numbers", [(0, 1), (15, 3)], ids=["00 and 01 at once", "15 and 03 at once"]
+    "numbers",
+    [(0, 1), (15, 3), (5, 9), (12, 4)],
+    ids=lambda numbers: "{:02} and {:02} at once".format(*numbers),
 )
 def test_two_lessons_at_once(compose: None, numbers: tuple[int, int]) -> None:
     runs = [start(number) for number in numbers]
