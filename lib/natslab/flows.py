@@ -88,6 +88,21 @@ FLOWS = {
             ("(search.shard.s2)", "x s2: no replica", "x "),
         ],
     ),
+    5: Flow(
+        [
+            ["shop"],
+            ["(shop.inventory.stock)", "($SRV.STATS.inventory)"],
+            ["x inv-1", "inv-2", "inv-3"],
+        ],
+        [
+            ("shop", "(shop.inventory.stock)", "request"),
+            ("shop", "($SRV.STATS.inventory)", "how busy?"),
+            ("(shop.inventory.stock)", "x inv-1", "x no answer"),
+            ("(shop.inventory.stock)", "inv-2", "to one"),
+            ("($SRV.STATS.inventory)", "inv-2", ""),
+            ("($SRV.STATS.inventory)", "inv-3", "to all"),
+        ],
+    ),
     15: Flow(
         [["producer"], ["(stream JOBS ×3)"], ["worker 1", "x worker 2", "worker 3"]],
         [
