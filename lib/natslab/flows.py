@@ -103,6 +103,16 @@ FLOWS = {
             ("($SRV.STATS.inventory)", "inv-3", "to all"),
         ],
     ),
+    7: Flow(
+        [["shop"], ["(pdf.jobs.normal)", "(pdf.made)"], ["worker 1", "x worker 2", "worker 3"]],
+        [
+            ("shop", "(pdf.jobs.normal)", "order"),
+            ("(pdf.jobs.normal)", "worker 1", "one of the group"),
+            ("(pdf.jobs.normal)", "x worker 2", "x its buffer dies too"),
+            ("worker 3", "(pdf.made)", "PDF"),
+            ("(pdf.made)", "shop", "result"),
+        ],
+    ),
     15: Flow(
         [["producer"], ["(stream JOBS ×3)"], ["worker 1", "x worker 2", "worker 3"]],
         [
