@@ -237,8 +237,9 @@ def intervals(
     axes.set_yticks(range(len(who)), who[::-1])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+    axes.set_xlim(left=min(0, table.start.min()) if len(table) else 0)
     _mark_faults(axes, faults)
-    if len(table):
+    if table.what.nunique() > 1:
         figure.legend(loc="outside lower center", ncols=table.what.nunique(), frameon=False)
     _show(figure, title)
     return table

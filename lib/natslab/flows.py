@@ -113,6 +113,17 @@ FLOWS = {
             ("(pdf.made)", "shop", "result"),
         ],
     ),
+    12: Flow(
+        [["service a1", "x service a2"], ["registrars"], ["(SERVICES ×3)"], ["clerks", "client"]],
+        [
+            ("service a1", "registrars", "register"),
+            ("x service a2", "registrars", "x silent"),
+            ("registrars", "(SERVICES ×3)", "put"),
+            ("(SERVICES ×3)", "clerks", "read"),
+            ("(SERVICES ×3)", "client", "watch"),
+            ("client", "clerks", "lookup"),
+        ],
+    ),
     15: Flow(
         [["producer"], ["(stream JOBS ×3)"], ["worker 1", "x worker 2", "worker 3"]],
         [
