@@ -113,6 +113,20 @@ FLOWS = {
             ("(pdf.made)", "shop", "result"),
         ],
     ),
+    9: Flow(
+        [
+            ["asker", "writer 1", "writer 2"],
+            ["(store.get.key1)", "(SETTINGS ×3)"],
+            ["x owner, a dict", "watcher"],
+        ],
+        [
+            ("asker", "(store.get.key1)", "request"),
+            ("(store.get.key1)", "x owner, a dict", "x dies with its keys"),
+            ("writer 1", "(SETTINGS ×3)", "update 7 → 8"),
+            ("writer 2", "(SETTINGS ×3)", "x update 7: refused"),
+            ("(SETTINGS ×3)", "watcher", "revision 8"),
+        ],
+    ),
     12: Flow(
         [["service a1", "x service a2"], ["registrars"], ["(SERVICES ×3)"], ["clerks", "client"]],
         [
