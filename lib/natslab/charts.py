@@ -121,6 +121,43 @@ def rates(
     return pd.concat([table.assign(role=name) for name, table in series.items()])
 
 
+def lines(
+    series: Mapping[str, pd.Series[float]],
+    title: str,
+    y: str,
+    *,
+    x: str = "seconds",
+    log: bool = False,
+    faults: Sequence[tuple[float, str]] = (),
+) -> pd.DataFrame:
+    """Values over x by role: {"published": series}, where the index of a series is its x.
+
+    `y` and `x` name the axes and their units; `log` makes both logarithmic. `faults` are
+    (x, label) and are drawn as dashed vertical lines. Returns the drawn points: x, y, role.
+    """
+    figure, axes = _canvas(title, x, y)
+    ends = []
+    for i, (name, values) in enumerate(series.items()):
+        colour, marker, dashes = role(name, i)
+        few = marker if len(values) <= 12 else None  # the marks of many points would hide the line
+        axes.plot(values.index, values, color=colour, linestyle=dashes, marker=few)
+        if len(values):
+            ends.append((float(values.index[-1]), float(values.iloc[-1]), name, colour))
+    if log:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,g}"))
+            axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    _label_ends(axes, ends)
+    _mark_faults(axes, faults)
+    _show(figure, title)
+    drawn = [pd.DataFrame({"x": v.index, "y": v.to_numpy(), "role": n}) for n, v in series.items()]
+    return pd.concat(drawn, ignore_index=True)
+
+
 def totals(
     series: Mapping[str, Iterable[float]],
     title: str,
@@ -184,11 +221,7 @@ def lanes(
         axes.scatter(
             rows.t, rows.who.map(height), color=colour, marker=marker, s=42, label=what, zorder=3
         )
-    axes.set_yticks([height[name] for name in who], who)
-    axes.set_ylim(-0.6, len(who) - 0.4)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    _mark_faults(axes, faults)
+    _name_lanes(axes, who, faults)
     # Markers repeat all over a lane, so their names stand once, in a row above it.
     if kinds:
         figure.legend(
@@ -234,11 +267,8 @@ def intervals(
                 color="white",
                 fontweight="bold",
             )
-    axes.set_yticks(range(len(who)), who[::-1])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
     axes.set_xlim(left=min(0, table.start.min()) if len(table) else 0)
-    _mark_faults(axes, faults)
+    _name_lanes(axes, who, faults)
     if table.what.nunique() > 1:
         figure.legend(loc="outside lower center", ncols=table.what.nunique(), frameon=False)
     _show(figure, title)
@@ -461,6 +491,16 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
             fontweight="bold",
             annotation_clip=False,
         )
+
+
+def _name_lanes(axes: Axes, who: Sequence[str], faults: Sequence[tuple[float, str]]) -> None:
+    """The lanes from top to bottom, with room above them for the names of the faults."""
+    room = 0.1 * min(len(faults), 3) * (len(who) + 1)
+    axes.set_yticks(range(len(who)), who[::-1])
+    axes.set_ylim(-0.6, len(who) - 0.4 + room)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    _mark_faults(axes, faults)
 
 
 def _mark_faults(axes: Axes, faults: Sequence[tuple[float, str]]) -> None:

@@ -127,6 +127,14 @@ FLOWS = {
             ("(SETTINGS ×3)", "watcher", "revision 8"),
         ],
     ),
+    10: Flow(
+        [["caller"], ["(rpc.bank.charge)"], ["x server 1", "server 2: effect + key"]],
+        [
+            ("caller", "(rpc.bank.charge)", "key order-17"),
+            ("(rpc.bank.charge)", "x server 1", "x first try"),
+            ("(rpc.bank.charge)", "server 2: effect + key", "same key again"),
+        ],
+    ),
     12: Flow(
         [["service a1", "x service a2"], ["registrars"], ["(SERVICES ×3)"], ["clerks", "client"]],
         [
