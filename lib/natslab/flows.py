@@ -113,6 +113,22 @@ FLOWS = {
             ("(pdf.made)", "shop", "result"),
         ],
     ),
+    8: Flow(
+        [
+            ["api-1", "x api-2", "api-3"],
+            ["(metrics.*)"],
+            ["collector"],
+            ["Prometheus", "totals.json"],
+        ],
+        [
+            ("api-1", "(metrics.*)", "counts"),
+            ("x api-2", "(metrics.*)", "x silent"),
+            ("api-3", "(metrics.*)", "counts"),
+            ("(metrics.*)", "collector", "samples"),
+            ("Prometheus", "collector", "scrapes"),
+            ("collector", "totals.json", "keeps"),
+        ],
+    ),
     9: Flow(
         [
             ["asker", "writer 1", "writer 2"],
@@ -144,6 +160,21 @@ FLOWS = {
             ("(SERVICES ×3)", "clerks", "read"),
             ("(SERVICES ×3)", "client", "watch"),
             ("client", "clerks", "lookup"),
+        ],
+    ),
+    13: Flow(
+        [
+            ["asker"],
+            ["(requests.api)"],
+            ["dispatcher"],
+            ["w1: 2 free", "w2: 0 free", "x w3: silent"],
+        ],
+        [
+            ("asker", "(requests.api)", "request"),
+            ("(requests.api)", "dispatcher", ""),
+            ("dispatcher", "w1: 2 free", "most room"),
+            ("w2: 0 free", "dispatcher", "slots"),
+            ("dispatcher", "x w3: silent", "x "),
         ],
     ),
     15: Flow(
