@@ -97,12 +97,15 @@ class Suite:
         if self.verbose and not self.stopping:
             print(out)
         elif code and not self.stopping:
-            print("\n".join(out.strip().splitlines()[-60:]), flush=True)
+            log = RESULTS / f"{file_name(name)}.log"
+            log.write_text(out)
+            print("\n".join(out.strip().splitlines()[-60:]))
+            print(f"(all of it: {log.relative_to(ROOT)})", flush=True)
         return code == 0
 
     def pytest(self, name: str, *words: str, **more: str) -> bool:
         """One pytest run; what it counted is added up, what it skipped is named."""
-        report = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.xml"
+        report = RESULTS / f"{file_name(name)}.xml"
         base = [self.python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ROOT, "-q"]
         fine = self.step(name, [*base, "--junitxml", report, *words], **more)
         if report.exists():
@@ -167,6 +170,11 @@ def notebook_of(case: xml.Element) -> str:
     """The same from the class name that nbval gives to a cell: 'notebooks.solutions.01_pub_sub.ipynb'."""
     words = case.get("classname", "").split(".")
     return "/".join(words[words.index("notebooks") + 1 : -1])
+
+
+def file_name(step: str) -> str:
+    """'unit-tests' for the step "unit tests"."""
+    return re.sub(r"[^a-z0-9]+", "-", step.lower())
 
 
 def last_line(text: str) -> str:

@@ -36,8 +36,18 @@ FAULTS = [(0.3, "n1 killed"), (0.6, "n1 back")]
 TIMES = {"published": [0.1, 0.2, 0.9], "received": [0.2], "lost": []}
 
 CHARTS: dict[str, Callable[[], object]] = {
-    "rates": lambda: charts.rates(
-        {name: measure.rate(times) for name, times in TIMES.items()}, "Title", faults=FAULTS
+    "lines": lambda: charts.lines(
+        {name: measure.rate(times) for name, times in TIMES.items()},
+        "Title",
+        "a second",
+        faults=FAULTS,
+    ),
+    "lines, logarithmic": lambda: charts.lines(
+        {"small": pd.Series([1.0, 9.0], [0.1, 100]), "none": pd.Series(dtype=float)},
+        "Title",
+        "milliseconds",
+        x="kilobytes",
+        log=True,
     ),
     "totals": lambda: charts.totals(TIMES, "Title", faults=FAULTS),
     "lanes": lambda: charts.lanes(
@@ -93,9 +103,9 @@ def test_one_picture_of_one_size_and_steady(name: str, shown: list[Image]) -> No
 
 
 def test_the_data_that_was_drawn_is_returned(shown: list[Image]) -> None:
-    rates = CHARTS["rates"]()
-    assert list(rates.columns) == ["t", "per_second", "role"]
-    assert {*rates.role} == {"published", "received"}, "lost has no points"
+    lines = CHARTS["lines"]()
+    assert list(lines.columns) == ["x", "y", "role"]
+    assert {*lines.role} == {"published", "received"}, "lost has no points"
     totals = CHARTS["totals"]()
     assert totals.groupby("role").total.max().to_dict() == {
         "published": 3,
@@ -127,14 +137,14 @@ def test_series_that_can_be_read_only_once(shown: list[Image]) -> None:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: charts.rates({"published": measure.rate([])}, "Title"),
+        lambda: charts.lines({"published": measure.rate([])}, "Title", "a second"),
         lambda: charts.totals({"published": []}, "Title"),
         lambda: charts.lanes(EVENTS[:0], "Title"),
         lambda: charts.intervals(BUSY[:0], "Title"),
         lambda: charts.calls(CALLS[:0], "Title"),
         lambda: charts.bars({"none": 0}, "Title", "per second"),
     ],
-    ids=["rates", "totals", "lanes", "intervals", "calls", "bars"],
+    ids=["lines", "totals", "lanes", "intervals", "calls", "bars"],
 )
 def test_nothing_to_draw_is_an_empty_chart(draw: Callable[[], object], shown: list[Image]) -> None:
     draw()

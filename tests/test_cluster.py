@@ -82,6 +82,12 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     await lab.wait_until_healthy()
     assert (await js.get_msg("S", 1)).data == b"kept"
     assert lab.node_of(nc) in lab.nodes
+    here = await nats.connect(**lab.same_server(nc))
+    assert lab.node_of(here) == lab.node_of(nc)
+    elsewhere = await nats.connect(**lab.other_server(nc))
+    assert lab.node_of(elsewhere) not in (lab.node_of(nc), None)
+    for other in (here, elsewhere):
+        await other.close()
     await nc.close()
     assert lab.node_of(nc) is None
 

@@ -32,8 +32,8 @@ def test_log() -> None:
 
 def test_rate_shows_gaps() -> None:
     table = measure.rate([0.01, 0.02, 0.31], width=0.1)
-    assert table.t.round(6).tolist() == [0, 0.1, 0.2, 0.3]
-    assert table.per_second.round(6).tolist() == [20, 0, 0, 10]
+    assert table.index.to_numpy().round(6).tolist() == [0, 0.1, 0.2, 0.3]
+    assert table.round(6).tolist() == [20, 0, 0, 10]
     assert measure.rate([]).empty
 
 

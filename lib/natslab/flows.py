@@ -103,6 +103,24 @@ FLOWS = {
             ("($SRV.STATS.inventory)", "inv-3", "to all"),
         ],
     ),
+    6: Flow(
+        [
+            ["shop", "billing"],
+            ["(logs.shop.info)", "(logs.shop.error)", "(logs.billing.error)"],
+            ["logs.txt: logs.*.*", "x second logs.txt", "alarm: logs.*.error"],
+        ],
+        [
+            ("shop", "(logs.shop.info)", ""),
+            ("shop", "(logs.shop.error)", "queue, send"),
+            ("billing", "(logs.billing.error)", "queue, send"),
+            ("(logs.shop.info)", "logs.txt: logs.*.*", "all"),
+            ("(logs.shop.error)", "logs.txt: logs.*.*", ""),
+            ("(logs.billing.error)", "logs.txt: logs.*.*", ""),
+            ("(logs.shop.error)", "x second logs.txt", "x lost"),
+            ("(logs.shop.error)", "alarm: logs.*.error", ""),
+            ("(logs.billing.error)", "alarm: logs.*.error", "errors"),
+        ],
+    ),
     7: Flow(
         [["shop"], ["(pdf.jobs.normal)", "(pdf.made)"], ["worker 1", "x worker 2", "worker 3"]],
         [

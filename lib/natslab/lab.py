@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
@@ -107,12 +108,18 @@ class Lab:
         assert nc.connected_url is not None
         return {**self.options, "servers": [nc.connected_url.geturl()]}
 
+    def other_server(self, nc: Client) -> dict[str, Any]:
+        """`options` for a connection to a server that `nc` is not on; to the same if it is the only one."""
+        here = self.same_server(nc)["servers"]
+        elsewhere = [url for url in self.options["servers"] if _place(url) != _place(here[0])]
+        return {**self.options, "servers": elsewhere or here}
+
     def node_of(self, nc: Client) -> str | None:
         """The node that `nc` is connected to; None while it is not connected."""
         if not nc.is_connected or nc.connected_url is None:
             return None
-        at = f"nats://{nc.connected_url.hostname}:{nc.connected_url.port}"
-        return next((node.name for node in self.cluster.nodes.values() if node.url == at), None)
+        at = _place(nc.connected_url.geturl())
+        return next((n.name for n in self.cluster.nodes.values() if _place(n.url) == at), None)
 
     async def leader_of(self, stream: str, timeout: float = 15.0) -> str:
         """The node that leads `stream` now. Raises TimeoutError when there is none in time."""
@@ -209,6 +216,11 @@ class Lab:
 
     async def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
+
+
+def _place(url: str) -> tuple[str | None, int | None]:
+    """Host and port: the same server may be written with or without a log-in."""
+    return urlsplit(url).hostname, urlsplit(url).port
 
 
 async def _cluster(kind: str | None, folder: Path) -> Cluster:

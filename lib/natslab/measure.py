@@ -56,8 +56,8 @@ class Log:
         return [row[3] for row in self.rows if row[2] == what]
 
 
-def rate(times: Iterable[float], width: float = 0.1) -> pd.DataFrame:
-    """Events per second in windows of `width` seconds: columns t (start of the window), per_second.
+def rate(times: Iterable[float], width: float = 0.1) -> pd.Series[float]:
+    """Events per second in windows of `width` seconds, by the second at which a window starts.
 
     Windows without events are there with 0: a gap must be seen.
     """
@@ -65,7 +65,7 @@ def rate(times: Iterable[float], width: float = 0.1) -> pd.DataFrame:
     counts = slots.value_counts()
     last = int(counts.index.max()) if len(counts) else -1
     full = counts.reindex(range(last + 1), fill_value=0)
-    return pd.DataFrame({"t": full.index * width, "per_second": full.to_numpy() / width})
+    return pd.Series(full.to_numpy() / width, full.index * width)
 
 
 def longest_gap(times: Iterable[float]) -> tuple[float, float]:
