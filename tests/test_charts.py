@@ -42,7 +42,7 @@ CHARTS: dict[str, Callable[[], object]] = {
         "a second",
         faults=FAULTS,
     ),
-    "lines, logarithmic": lambda: charts.lines(
+    "lines (logarithmic)": lambda: charts.lines(
         {"small": pd.Series([1.0, 9.0], [0.1, 100]), "none": pd.Series(dtype=float)},
         "Title",
         "milliseconds",
@@ -81,7 +81,7 @@ def test_none_is_forgotten_here() -> None:
         for name, what in vars(charts).items()
         if getattr(what, "__module__", "") == charts.__name__ and not name.startswith("_")
     ]
-    assert {*drawers} - {"role"} == {*CHARTS}
+    assert {*drawers} - {"role"} == {name.split(" ")[0] for name in CHARTS}
 
 
 @pytest.mark.parametrize("name", CHARTS)

@@ -388,3 +388,18 @@ def test_up_mends_paused_and_cut_nodes(cluster: None) -> None:
     docker("network", "disconnect", f"{PROJECT}_default", container("n2"))
     compose_cli.up()
     assert [row["health"] for row in compose_cli.status()] == ["healthy"] * 3
+
+
+def test_prometheus_is_no_node_and_goes_down_too(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An image that is here: it ends at once, because it does not know the options.
+    monkeypatch.setenv("PROMETHEUS_IMAGE", os.environ.get("NATS_IMAGE") or "nats:2.15.0-alpine")
+    file = ["-f", str(compose_cli.COMPOSE_FILE), "--profile", "prometheus"]
+    up = ["up", "--detach", "--pull", "never", "prometheus"]
+    subprocess.run([*compose_cli.find_compose(), *file, *up], capture_output=True, check=True)
+    assert docker("ps", "--all", "--quiet", "--filter", f"name={container('prometheus')}")
+    assert [row["node"] for row in compose_cli.status()] == ["n1", "n2", "n3"]
+    compose_cli.up()
+    compose_cli.down()
+    assert_nothing_left()

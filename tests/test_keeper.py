@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +74,29 @@ def test_an_owner_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:
     young = tmp_path / "young"
     young.mkdir()
     assert keeper.owner_lives(young), "made an instant ago, its lock comes next"
+
+
+def test_members_were_started_with_a_path_in_the_folder(tmp_path: Path) -> None:
+    """Also in an option, as Prometheus is told; not anywhere, as in the arguments of a neighbour."""
+    mine = keeper.claim(tmp_path)
+    words = [
+        f"{mine.folder}/x",
+        f"--x={mine.folder}/x",
+        f'["{mine.folder}/x"]',
+        f"{mine.folder}x/y",
+    ]
+    children = [
+        subprocess.Popen([sys.executable, "-c", "input()", word], stdin=subprocess.PIPE)
+        for word in words
+    ]
+    try:
+        found = {process.pid for process in keeper.members(mine.folder)}
+        assert found == {child.pid for child in children[:2]}
+        mine.release()
+        assert [child.poll() is None for child in children] == [False, False, True, True]
+    finally:
+        for child in children:
+            child.communicate()
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -95,32 +95,6 @@ def role(name: str, position: int = 0) -> tuple[str, str, Any]:
 # Charts over time.
 
 
-def rates(
-    series: Mapping[str, pd.DataFrame],
-    title: str,
-    *,
-    faults: Sequence[tuple[float, str]] = (),
-    unit: str = "messages per second",
-) -> pd.DataFrame:
-    """Lines of `measure.rate` tables by role: {"published": rate, "received": rate}.
-
-    `faults` are (seconds, label) and are drawn as dashed vertical lines.
-    Returns the drawn points: t, per_second, role.
-    """
-    figure, axes = _canvas(title, "seconds", unit)
-    ends = []
-    for i, (name, table) in enumerate(series.items()):
-        colour, _, dashes = role(name, i)
-        axes.plot(table.t, table.per_second, color=colour, linestyle=dashes)
-        if len(table):
-            ends.append((table.t.iloc[-1], table.per_second.iloc[-1], name, colour))
-    axes.set_ylim(bottom=0)
-    _label_ends(axes, ends)
-    _mark_faults(axes, faults)
-    _show(figure, title)
-    return pd.concat([table.assign(role=name) for name, table in series.items()])
-
-
 def lines(
     series: Mapping[str, pd.Series[float]],
     title: str,

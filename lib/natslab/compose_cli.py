@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from natslab.errors import LabError
-from natslab.paths import ROOT
+from natslab.paths import CACHE, ROOT
 
 COMPOSE_FILE = ROOT / "infra" / "compose.yaml"
 
@@ -111,6 +111,7 @@ def up(timeout: float = 60) -> None:
     kept = _volumes()
     _require_free_ports(nodes)
     _require_image(compose)
+    (CACHE / "prometheus").mkdir(parents=True, exist_ok=True)  # Docker would make it as root
     try:
         # `compose up` cannot start a paused container.
         if paused := [row["node"] for row in nodes if row["state"] == "paused"]:
@@ -127,13 +128,14 @@ def up(timeout: float = 60) -> None:
 
 
 def down(volumes: bool = True) -> None:
-    """Stop the cluster and remove its containers and, with `volumes`, its streams.
+    """Stop the cluster, and Prometheus; remove their containers and, with `volumes`, the streams.
 
     Raises:
         ComposeError: Docker or Compose is missing or failed.
     """
     require_engine()
-    _compose(find_compose(), "down", *(["--volumes"] if volumes else []))
+    all_services = [*find_compose(), "--profile", "prometheus"]
+    _compose(all_services, "down", *(["--volumes"] if volumes else []))
 
 
 def status() -> list[dict[str, str]]:
@@ -283,6 +285,7 @@ def _list_nodes(compose: list[str]) -> list[dict[str, str]]:
             "url": f"nats://127.0.0.1:{PORTS[row['Service']][0]}",
         }
         for row in rows
+        if row["Service"] in PORTS  # Prometheus is no node
     ]
     return sorted(nodes, key=lambda node: node["node"])
 

@@ -169,6 +169,21 @@ FLOWS = {
             ("(rpc.bank.charge)", "server 2: effect + key", "same key again"),
         ],
     ),
+    11: Flow(
+        [
+            ["feed"],
+            ["(stocks.AAPL)", "(PRICES: last)"],
+            ["fast trader", "slow, newest only", "x frozen trader", "latecomer"],
+        ],
+        [
+            ("feed", "(stocks.AAPL)", "publish"),
+            ("(stocks.AAPL)", "(PRICES: last)", ""),
+            ("(stocks.AAPL)", "fast trader", "each price"),
+            ("(stocks.AAPL)", "slow, newest only", "each, skips"),
+            ("(stocks.AAPL)", "x frozen trader", "x cut off"),
+            ("(PRICES: last)", "latecomer", "last, then live"),
+        ],
+    ),
     12: Flow(
         [["service a1", "x service a2"], ["registrars"], ["(SERVICES ×3)"], ["clerks", "client"]],
         [

@@ -1,9 +1,10 @@
 """Ends what a kernel started, however the kernel ends.
 
 Every lab has a folder (store, logs, worker scripts) and a keeper: a small process that waits for
-the end of its standard input. The kernel holds the other end of that pipe, so a normal exit, a
-restart and SIGKILL all look the same: the pipe closes, the keeper kills what belongs to the
-folder and deletes it. A keeper that was killed itself is made good at the next start, see `reap_dead`.
+the end of its standard input; so has every Prometheus. The kernel holds the other end of that
+pipe, so a normal exit, a restart and SIGKILL all look the same: the pipe closes, the keeper kills
+what belongs to the folder and deletes it. A keeper that was killed itself is made good at the next
+start, see `reap_dead`.
 
 Run as a script, so that it loads nothing but psutil.
 """
@@ -82,16 +83,17 @@ def owner_lives(folder: Path) -> bool:
 
 
 def members(folder: Path) -> list[psutil.Process]:
-    """The processes that belong to `folder`: a nats-server or a Python worker started with a path in it.
+    """The processes that belong to `folder`: servers and Python workers started with a path in it.
 
     The folder's name is random and never used again, so the command line identifies its
     processes even after their process ids were reused by others.
     """
     found = []
-    inside = str(folder) + os.sep
+    inside = f"={folder}{os.sep}"  # some are told /folder/x, some --option=/folder/x
     for process in psutil.process_iter(["cmdline", "exe", "pid"]):
         command, exe = process.info["cmdline"] or [], Path(process.info["exe"] or "").name
-        if exe.startswith(("nats-server", "python")) and any(a.startswith(inside) for a in command):
+        ours = exe.startswith(("nats-server", "prometheus", "python"))
+        if ours and any(inside in f"={word}" for word in command):
             found.append(process)
     return found
 
