@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Set the course up if needed and test everything:  python3 tests/run.py
 
-Every lesson is run four times: strictly compared with its saved outputs, at the workshop scale, and
-twice in a row on one shared cluster; its solutions once, strictly compared. What is skipped is named and counted.
+Every lesson is run three times: strictly compared with its saved outputs, and twice in a row on one
+shared cluster, the second time at the workshop scale; its solutions once, strictly compared. What is skipped is named and counted.
 Only the standard library, any Python from 3.9: it runs before the environment exists.
 """
 
@@ -34,9 +34,8 @@ RESULTS = CACHE / "results"
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER", "NATSLAB_PORTS")
 CELL_SECONDS = 120
 WORKERS = "3"  # lessons wait a good part of their time: three at a time keep two cores busy
-SECONDS = ("strict", "twice", "at")
+SECONDS = ("strict", "shared", "workshop")
 EACH_FILE = ["-n", WORKERS, "--dist", "loadfile"]  # a lesson's cells belong to one worker
-AGAIN = {"twice": "twice on one shared cluster", "at": "at the workshop scale"}
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NBVAL = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
 ENGINE = "from natslab import compose_cli as c; c.require_engine(); print(c.find_compose())"
@@ -130,12 +129,11 @@ class Suite:
             lesson["strict"] += float(case.get("time", 0))
             if bad:
                 lesson["failed"] = f"{case.get('name')} differs from what is saved"
-        again = re.fullmatch(r"test_(twice|at)_\w+\[(\d\d_\w+)\]", case.get("name", ""))
-        if again:
-            what, lesson = again[1], self.lesson(again[2])
-            lesson[what] = float(case.get("time", 0))
+        if again := re.fullmatch(r"test_twice_on_a_shared_cluster\[(\w+)\]", case.get("name", "")):
+            lesson = self.lesson(again[1])
+            lesson.update({p.get("name"): float(p.get("value")) for p in case.iter("property")})
             if bad:
-                lesson["failed"] = "failed when run " + AGAIN[what]
+                lesson["failed"] = "failed on the shared cluster"
 
     def lesson(self, name: str) -> dict:
         """What is known of a notebook: cells, seconds of each kind of run, why it failed."""
@@ -216,7 +214,7 @@ def again(suite: Suite, lessons: list[Path]) -> None:
     chosen = " or ".join(path.stem for path in lessons)
     with shared_cluster(suite) as told:
         servers = ",".join(told["servers"])
-        name = "lessons twice on one shared cluster, and at the workshop scale"
+        name = "lessons twice on one shared cluster, first small, then large"
         suite.pytest(name, *words, "-k", chosen, SHARED_CLUSTER=servers)
         look = [suite.python, "tests/shared_cluster.py", "--left"]
         suite.step("nothing is left on the shared cluster", look, NATS_URL=servers)
@@ -293,12 +291,13 @@ def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: 
 
 
 def table(suite: Suite, lessons: list[Path]) -> None:
-    print(f"\n{'':36} {'':>5} {'seconds':>8} {'twice,':>8} {'at workshop':>12}")
-    print(f"{'lesson':36} {'cells':>5} {'compared':>8} {'shared':>8} {'scale':>12}  verdict")
+    print(f"\n{'lesson':36} {'cells':>5} {'compared':>9} {'shared':>7} {'workshop':>9}  verdict")
     for name, row in sorted(suite.lessons.items()):
-        strict, twice, at = (row[kind] for kind in SECONDS)
         verdict = row.get("failed", "ok")
-        print(f"{name:36} {row['cells']:5} {strict:8.1f} {twice:8.1f} {at:12.1f}  {verdict}")
+        seconds = [f"{row[kind]:.1f} s" if row[kind] else "" for kind in SECONDS]
+        print(
+            f"{name:36} {row['cells']:5} {seconds[0]:>9} {seconds[1]:>7} {seconds[2]:>9}  {verdict}"
+        )
     names = [name_of(path) for path in lessons]
     executed = sum(suite.lessons.get(name, {}).get("cells", 0) > 0 for name in names)
     print(f"\n{executed} of {len(names)} lessons executed, {len(names) - executed} skipped")
