@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import helpers
 import nbformat
 import pytest
 from natslab import LabError, cli, notebooks
@@ -214,3 +215,10 @@ def test_index_is_idempotent(fresh: Path) -> None:
     assert "| 20 |" in text and "planned" in text
     assert text.endswith("<!-- /lessons -->\nthe end\n")
     assert notebooks.index() == []
+
+
+def test_the_table_in_the_readme_is_whole() -> None:
+    text = (helpers.ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- lessons -->")[1].split("<!-- /lessons -->")[0]
+    broken = [line for line in table.splitlines() if line and line[0] not in "|#"]
+    assert not broken, "a row on two lines ends the table on GitHub"

@@ -360,5 +360,5 @@ def _finding(notebook: Notebook) -> str:
             for output in cell.outputs:
                 alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
                 if alt:
-                    return str(alt).replace('"', "'").replace("|", "/")
+                    return " ".join(str(alt).split()).replace('"', "'").replace("|", "/")
     return "chart"
