@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import re
 import shutil
@@ -32,6 +33,7 @@ def report() -> int:
         "disk": _disk,
         "Docker engine": _engine,
         "Compose": _compose,
+        "Prometheus": _prometheus,
         "browser for tests": _browser,
     }
     bad = 0
@@ -111,6 +113,13 @@ def _compose() -> Finding:
         return " ".join(map(_short, compose_cli.find_compose())), ""
     except LabError as error:
         return "no Compose v2", f"{OPTIONAL}{error}"
+
+
+def _prometheus() -> Finding:
+    found = os.environ.get("PROMETHEUS_URL") or shutil.which("prometheus")
+    if found is None:
+        return "not installed", f"{OPTIONAL}lesson 08 shows less; install the package prometheus"
+    return found, ""
 
 
 def _browser() -> Finding:
