@@ -195,7 +195,9 @@ def lint(suite: Suite) -> None:
 
 
 def unit_tests(suite: Suite, only: str) -> None:
-    words = ["-m", "not compose and not browser and not lessons", *EACH_FILE, "tests"]
+    # The file that takes longest first, or the others wait for it at the end.
+    files = ["tests/test_up.py", "tests"]
+    words = ["-m", "not compose and not browser and not lessons", *EACH_FILE, *files]
     suite.pytest("unit tests", *words, *(["-k", only] if only else []))
 
 
@@ -204,7 +206,8 @@ def strict(
 ) -> bool:
     """Every cell's output is what is saved: one file per worker."""
     solutions = [path.parent / "solutions" / path.name for path in lessons]
-    files = [path for path in [*lessons, *solutions] if path.exists()]
+    # Later lessons take longer; they come first, so that all workers end together.
+    files = [path for path in [*lessons[::-1], *solutions] if path.exists()]
     return suite.pytest(name, *NBVAL, *EACH_FILE, *map(str, files), NATSLAB_CLUSTER="embedded")
 
 
