@@ -276,7 +276,11 @@ def side_by_side(*lanes: list) -> None:
 
 
 def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: bool) -> None:
-    """All steps, in two rounds: some unit tests ask whether the compose cluster is up."""
+    """All steps, some side by side.
+
+    Not the strict run, whose outputs tell of measurements; and not the unit tests beside the
+    compose tests, because some ask whether the compose cluster is up.
+    """
     units, check = partial(unit_tests, suite, ""), partial(lint, suite)
     compared, repeated = partial(strict, suite, lessons), partial(again, suite, lessons)
     browsed, contained = partial(browser, suite), partial(compose, suite)
@@ -287,7 +291,8 @@ def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: 
     elif only_lessons:
         side_by_side([compared, repeated])
     else:
-        side_by_side([compared, repeated], [contained])
+        compared()
+        side_by_side([repeated], [contained])
 
 
 # ---- the command ---------------------------------------------------------------------------
