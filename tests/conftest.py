@@ -45,14 +45,19 @@ def external(shared: dict, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 
 @pytest.fixture(scope="module")
-def compose() -> Iterator[None]:
-    """The project's own compose cluster, as a reader has it."""
+def docker_engine() -> None:
+    """A Docker engine, and no cluster of a reader on it, whose ports the tests need."""
     try:
         compose_cli.require_engine()
     except ComposeError as error:
         pytest.skip(str(error))
     if compose_cli.status():
-        pytest.skip("the compose cluster is up: run `natslab down` first")
+        pytest.skip("the compose cluster is up and holds the ports: run `natslab down` first")
+
+
+@pytest.fixture(scope="module")
+def compose(docker_engine: None) -> Iterator[None]:
+    """The project's own compose cluster, as a reader has it."""
     compose_cli.up()
     yield
     compose_cli.down()

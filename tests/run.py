@@ -201,14 +201,13 @@ def unit_tests(suite: Suite, only: str) -> None:
     suite.pytest("unit tests", *words, *(["-k", only] if only else []))
 
 
-def strict(
-    suite: Suite, lessons: list[Path], name: str = "lessons and solutions, strictly"
-) -> bool:
+def strict(suite: Suite, lessons: list[Path]) -> None:
     """Every cell's output is what is saved: one file per worker."""
     solutions = [path.parent / "solutions" / path.name for path in lessons]
     # Later lessons take longer; they come first, so that all workers end together.
     files = [path for path in [*lessons[::-1], *solutions] if path.exists()]
-    return suite.pytest(name, *NBVAL, *EACH_FILE, *map(str, files), NATSLAB_CLUSTER="embedded")
+    name = "lessons and solutions, strictly"
+    suite.pytest(name, *NBVAL, *EACH_FILE, *map(str, files), NATSLAB_CLUSTER="embedded")
 
 
 def again(suite: Suite, lessons: list[Path]) -> None:
@@ -270,7 +269,7 @@ def side_by_side(*lanes: list) -> None:
         for step in steps:
             step()
 
-    with ThreadPoolExecutor(max(1, len(lanes))) as pool:
+    with ThreadPoolExecutor(len(lanes)) as pool:
         for lane in [pool.submit(in_order, steps) for steps in lanes]:
             lane.result()
 

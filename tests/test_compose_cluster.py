@@ -34,13 +34,7 @@ PUBLISHED = {"127.0.0.1:4221", "127.0.0.1:4222", "127.0.0.1:4223"}
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
-    try:
-        compose_cli.require_engine()
-    except ComposeError as error:
-        pytest.skip(str(error))
-    if compose_cli.status():
-        pytest.skip("the compose cluster is up and holds the ports: run `natslab down` first")
+def engine(docker_engine: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPOSE_PROJECT_NAME", PROJECT)
         compose_cli.down()  # what an interrupted run left

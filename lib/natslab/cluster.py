@@ -31,7 +31,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import api
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from natslab import server
 from natslab.check import until
@@ -234,7 +234,8 @@ class Cluster(ABC):
             for name in json.loads(answer.data).get("streams") or []:
                 made = int(name.removeprefix(PROBE).split("_")[0])
                 if name == own or time.time() - made > 2 * START_DEADLINE:
-                    await nc.jetstream().delete_stream(name)
+                    with suppress(NotFoundError):  # somebody was faster
+                        await nc.jetstream().delete_stream(name)
         await nc.close()
 
     async def _hear_each_other(self, servers: list[str], timeout: float) -> None:
