@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "infra"))
+import failures  # noqa: E402
 import up  # noqa: E402
 
 CACHE = ROOT / ".cache"
@@ -38,6 +39,7 @@ SECONDS = ("strict", "shared", "workshop")
 EACH_FILE = ["-n", WORKERS, "--dist", "loadfile"]  # a lesson's cells belong to one worker
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NBVAL = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
+PAIRS = "tests/test_lessons_compose.py"
 ENGINE = "from natslab import compose_cli as c; c.require_engine(); print(c.find_compose())"
 
 
@@ -79,8 +81,8 @@ class Suite:
             self.children.discard(child)
         return child.returncode, out
 
-    def step(self, name: str, *commands: list, **more: str) -> bool:
-        """Run commands one after the other until one fails; a failure shows the end of its output."""
+    def step(self, name: str, *commands: list, report: Path | None = None, **more: str) -> bool:
+        """Run commands one after the other until one fails; say why, from its report or its output."""
         if self.stopping:
             return False
         start = time.monotonic()
@@ -98,7 +100,8 @@ class Suite:
         elif code and not self.stopping:
             log = RESULTS / f"{file_name(name)}.log"
             log.write_text(out)
-            print("\n".join(out.strip().splitlines()[-60:]))
+            reported = failures.told(report) if report and report.exists() else []
+            print("\n".join(reported or out.strip().splitlines()[-60:]))
             print(f"(all of it: {log.relative_to(ROOT)})", flush=True)
         return code == 0
 
@@ -106,7 +109,8 @@ class Suite:
         """One pytest run; what it counted is added up, what it skipped is named."""
         report = RESULTS / f"{file_name(name)}.xml"
         base = [self.python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ROOT, "-q"]
-        fine = self.step(name, [*base, "--junitxml", report, *words], **more)
+        command = [*base, "--junitxml", report, *words]
+        fine = self.step(name, command, report=report, **more)
         if report.exists():
             with self.noting:
                 for case in xml.parse(report).iter("testcase"):
@@ -239,12 +243,12 @@ def shared_cluster(suite: Suite):
         holder.communicate(timeout=30)  # closes its standard input, and it ends its cluster
 
 
-def compose(suite: Suite) -> None:
+def compose(suite: Suite, name: str, *words: str) -> None:
     code, out = suite.run([suite.python, "-c", ENGINE])
     if code:
-        suite.skipped.append(f"compose tests: {last_line(out)}")
+        suite.skipped.append(f"{name}: {last_line(out)}")
         return
-    suite.pytest("compose tests", "-m", "compose", "tests")
+    suite.pytest(name, "-m", "compose", *words)
 
 
 def browser(suite: Suite) -> None:
@@ -277,12 +281,13 @@ def side_by_side(*lanes: list) -> None:
 def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: bool) -> None:
     """All steps, some side by side.
 
-    Not the strict run, whose outputs tell of measurements; and not the unit tests beside the
+    Not the strict runs, whose outputs tell of measurements; and not the unit tests beside the
     compose tests, because some ask whether the compose cluster is up.
     """
     units, check = partial(unit_tests, suite, ""), partial(lint, suite)
     compared, repeated = partial(strict, suite, lessons), partial(again, suite, lessons)
-    browsed, contained = partial(browser, suite), partial(compose, suite)
+    browsed = partial(browser, suite)
+    contained = partial(compose, suite, "compose tests", "tests", "--ignore", PAIRS)
     if not only_lessons:
         side_by_side([units], [check] if quick else [check, browsed])
     if quick:
@@ -292,6 +297,7 @@ def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: 
     else:
         compared()
         side_by_side([repeated], [contained])
+        compose(suite, "lessons on compose, two at once", PAIRS)
 
 
 # ---- the command ---------------------------------------------------------------------------
