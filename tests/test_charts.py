@@ -34,6 +34,7 @@ VIEW = [
 HEARD = pd.DataFrame([[True, False], [True, True]], index=["a.*", "a.>"], columns=["a.b", "a.b.c"])
 FAULTS = [(0.3, "n1 killed"), (0.6, "n1 back")]
 TIMES = {"published": [0.1, 0.2, 0.9], "received": [0.2], "lost": []}
+GROUPS = pd.DataFrame({"group": [25, 24], "dispatcher": [31, 5.0]}, ["w1", "slow"])
 
 CHARTS: dict[str, Callable[[], object]] = {
     "lines": lambda: charts.lines(
@@ -56,6 +57,7 @@ CHARTS: dict[str, Callable[[], object]] = {
     "intervals": lambda: charts.intervals(BUSY, "Title", faults=FAULTS),
     "calls": lambda: charts.calls(CALLS, "Title", faults=FAULTS),
     "bars": lambda: charts.bars({"one": 1000.4, "many": 123456}, "Title", "per second"),
+    "bars (in groups)": lambda: charts.bars(GROUPS, "Title", "%"),
     "latencies": lambda: charts.latencies({"one": [1, 2, 3], "many": range(1, 2000)}, "Title"),
     "matches": lambda: charts.matches(HEARD, "Title"),
     "topology": lambda: charts.topology(VIEW, "Title"),
@@ -116,6 +118,7 @@ def test_the_data_that_was_drawn_is_returned(shown: list[Image]) -> None:
     assert CHARTS["intervals"]().equals(BUSY)
     assert CHARTS["calls"]().equals(CALLS)
     assert CHARTS["bars"]().to_dict() == {"one": 1000.4, "many": 123456}
+    assert CHARTS["bars (in groups)"]().equals(GROUPS)
     latencies = CHARTS["latencies"]()
     assert latencies.series.value_counts().to_dict() == {"one": 3, "many": 1999}
     assert CHARTS["matches"]().equals(HEARD)

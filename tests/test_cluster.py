@@ -73,7 +73,10 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     js = nc.jetstream()
     await js.add_stream(name="S", subjects=["s"], num_replicas=3)
     await js.publish("s", b"kept")
-    first = await lab.leader_of("S")
+    before = await lab.leader_of("S")
+    assert await lab.move_leader("S", away_from=None) == before
+    first = await lab.move_leader("S", away_from=before)
+    assert first == await lab.leader_of("S") != before
     await lab.kill(first)
     second = await lab.leader_of("S")
     assert second != first
@@ -95,6 +98,8 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
 async def test_nobody_leads_a_stream_that_is_not_there(lab: Lab) -> None:
     with pytest.raises(TimeoutError, match="a leader of stream NOT_THERE"):
         await lab.leader_of("NOT_THERE", timeout=0.3)
+    with pytest.raises(TimeoutError, match="a leader of stream NOT_THERE"):
+        await lab.move_leader("NOT_THERE", away_from="n1", timeout=0.3)
 
 
 def test_ports_reserved_twice_never_collide(

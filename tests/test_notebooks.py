@@ -141,6 +141,18 @@ def test_refresh_twice_leaves_the_bytes_alone(fresh: Path) -> None:
     assert b'"n is 2\\n"' in (fresh / LESSON).read_bytes()
 
 
+def test_refresh_saves_anew_what_was_not_run_in_order(fresh: Path) -> None:
+    path = fresh / LESSON
+    notebook = notebooks.read(path)
+    for cell in notebook.cells:  # as after a cell was deleted
+        if cell.cell_type == "code":
+            cell.execution_count += 1
+    notebooks.write(path, notebook)
+    assert "not run from top to bottom" in notebooks.out_of_date(path)
+    assert notebooks.refresh(path) is True
+    assert notebooks.out_of_date(path) == ""
+
+
 def test_refresh_refuses_a_failing_cell_and_stderr(course: Path) -> None:
     path = course / LESSON
     (course / SOLUTION).unlink()

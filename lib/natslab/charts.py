@@ -275,22 +275,35 @@ def calls(
 
 
 def bars(
-    values: Mapping[str, float], title: str, unit: str, *, form: str = ",.0f"
-) -> pd.Series[float]:
-    """Horizontal bars with the number at the end of each. Returns the values drawn."""
+    values: Mapping[str, float] | pd.DataFrame, title: str, unit: str, *, form: str = ",.0f"
+) -> pd.Series[float] | pd.DataFrame:
+    """Horizontal bars with the number at the end of each. Returns the values drawn.
+
+    Of a table each row is a group, and each column a bar in it with a colour of its own.
+    """
+    table = values if isinstance(values, pd.DataFrame) else pd.Series(values).to_frame()
     figure, axes = _canvas(title, unit, "")
-    names = list(values)
-    colours = [role(name, i)[0] for i, name in enumerate(names)]
-    drawn = axes.barh(
-        names[::-1], [values[n] for n in names[::-1]], color=colours[::-1], height=0.6
-    )
-    axes.bar_label(drawn, fmt=lambda v: format(v, form), padding=4)
+    n, rows = len(table.columns), range(len(table))
+    height = 0.8 / n if n > 1 else 0.6
+    for j, column in enumerate(table.columns):
+        names = [column] * len(table) if n > 1 else table.index
+        drawn = axes.barh(
+            [-i + height * ((n - 1) / 2 - j) for i in rows],  # the first row on top
+            table[column],
+            height,
+            color=[role(name, j if n > 1 else i)[0] for i, name in enumerate(names)],
+            label=column,
+        )
+        axes.bar_label(drawn, fmt=lambda v: format(v, form), padding=4)
+    axes.set_yticks([-i for i in rows], list(table.index))
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
     axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
+    if n > 1:
+        axes.legend(frameon=False)
     _show(figure, title)
-    return pd.Series(values)
+    return values if isinstance(values, pd.DataFrame) else pd.Series(values)
 
 
 def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame:

@@ -158,7 +158,6 @@ class Cluster(ABC):
         Raises TimeoutError when there is still no leader after `timeout` seconds.
         """
         nc = await connect(self.options)
-
         leader = ""
 
         async def elected() -> bool:
@@ -170,6 +169,29 @@ class Cluster(ABC):
 
         try:
             await until(elected, timeout, f"a leader of stream {stream}")
+            return leader
+        finally:
+            await nc.close()
+
+    async def move_leader(self, stream: str, away_from: str | None, timeout: float = 15.0) -> str:
+        """Have another node than `away_from` lead `stream`; the node that leads it then.
+
+        Asks the leader to step down (`$JS.API.STREAM.LEADER.STEPDOWN`) if it is on `away_from`.
+        Raises TimeoutError when it is still there after `timeout` seconds.
+        """
+        nc = await connect(self.options)
+        leader = ""
+
+        async def moved() -> bool:
+            nonlocal leader
+            leader = await self.leader_of(stream, timeout)
+            if leader == away_from:
+                with suppress(TimeoutError, nats.errors.NoRespondersError):
+                    await nc.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", b"", timeout=1)
+            return leader != away_from
+
+        try:
+            await until(moved, timeout, f"a leader of stream {stream} that is not on {away_from}")
             return leader
         finally:
             await nc.close()

@@ -125,6 +125,10 @@ class Lab:
         """The node that leads `stream` now. Raises TimeoutError when there is none in time."""
         return await self.cluster.leader_of(stream, timeout)
 
+    async def move_leader(self, stream: str, away_from: str | None, timeout: float = 15.0) -> str:
+        """Have another node than `away_from` lead `stream`; see `Cluster.move_leader`."""
+        return await self.cluster.move_leader(stream, away_from, timeout)
+
     async def view(self) -> list[dict[str, Any]]:
         """The live cluster as its monitoring endpoints show it; see `Cluster.view`."""
         return await self.cluster.view()

@@ -146,7 +146,7 @@ def refresh(path: Path, *, pictures: bool = False) -> bool:
     """
     saved = read(path)
     fresh = normalised(with_exercises(path, saved))
-    unchanged_source = _sources(saved) == _sources(fresh)
+    unchanged_source = _sources(saved) == _sources(fresh) and _in_order(saved)
     client = NotebookClient(
         fresh,
         timeout=CELL_TIMEOUT,
@@ -179,10 +179,15 @@ def out_of_date(path: Path) -> str:
         return "its exercises differ from the solution notebook"
     if _sources(with_navigation(path, saved)) != _sources(saved):
         return "its navigation lines are old"
-    counts = [cell.execution_count for cell in _code(saved)]
-    if counts != list(range(1, len(counts) + 1)):
+    if not _in_order(saved):
         return "it was not run from top to bottom before it was saved"
     return ""
+
+
+def _in_order(notebook: Notebook) -> bool:
+    """True when every code cell was run, once, from top to bottom."""
+    counts = [cell.execution_count for cell in _code(notebook)]
+    return counts == list(range(1, len(counts) + 1))
 
 
 def normalised(notebook: Notebook) -> Notebook:
