@@ -9,7 +9,7 @@ from pathlib import Path
 import helpers
 import nats
 import pytest
-from natslab import Lab, LabError, server
+from natslab import Lab, LabError, cluster, server
 from natslab.cluster import reserved_ports
 
 
@@ -123,6 +123,26 @@ def test_ports_reserved_twice_never_collide(
     shutil.rmtree(folders[0])
     with reserved_ports(folders[2], 9) as third:
         assert not {*third} & {*second}
+
+
+async def test_a_port_taken_at_the_last_moment_is_replaced(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATSLAB_PORTS", "29100-29109")  # one more than three nodes need
+    monkeypatch.setattr(cluster.random, "shuffle", lambda ports: None)
+    looks = []
+
+    def is_free(port: int) -> bool:
+        looks.append(port)
+        return len(looks) <= 9 or real(port)
+
+    real = cluster._is_free
+    monkeypatch.setattr(cluster, "_is_free", is_free)
+    with socket.create_server(("127.0.0.1", 29100)):  # after the first nine looks, as it were
+        lab = await Lab.start(kind="embedded", quiet=True)
+        assert looks[:9] == list(range(29100, 29109)) and len(looks) > 9
+        assert all(":29100" not in node.url for node in lab.cluster.nodes.values())
+        await lab.close(quiet=True)
 
 
 def test_a_port_that_is_used_is_not_reserved(

@@ -414,34 +414,13 @@ class Embedded(Cluster):
         Raises LabError when there is no server, no free port, or no quorum in time.
         """
         binary, _ = server.find_server()
-        names = [f"n{i}" for i in range(1, size + 1)]
-        with reserved_ports(folder, 3 * size) as ports:
-            client, route, monitor = (ports[i * size : (i + 1) * size] for i in range(3))
-            self = cls(
-                nodes={
-                    name: Node(name, f"nats://127.0.0.1:{c}", f"http://127.0.0.1:{m}")
-                    for name, c, m in zip(names, client, monitor, strict=True)
-                },
-                options={"servers": [f"nats://127.0.0.1:{c}" for c in client]},
-                folder=folder,
-                binary=binary,
-            )
-            routes = ", ".join(f"nats://127.0.0.1:{r}" for r in route)
-            for i, name in enumerate(names):
-                self.settings[name] = {
-                    "SERVER_NAME": name,
-                    "CLUSTER_NAME": f"natslab-{folder.name}",
-                    "CLIENT_LISTEN": f"127.0.0.1:{client[i]}",
-                    "CLIENT_ADVERTISE": f"127.0.0.1:{client[i]}",
-                    "MONITOR_LISTEN": f"127.0.0.1:{monitor[i]}",
-                    "ROUTE_LISTEN": f"127.0.0.1:{route[i]}",
-                    "ROUTES": f"[{routes}]",
-                    "STORE_DIR": json.dumps(str(folder / name)),
-                }
-            # The first election of a new cluster needs all votes. When two nodes stand at once
-            # nobody wins, and the next try is 4 to 9 s away: starting again is faster.
-            for patience in (1.5, 3.0, START_DEADLINE):
-                for name in names:
+        # The first election of a new cluster needs all votes. When two nodes stand at once nobody
+        # wins, and the next try is 4 to 9 s away: starting again is faster. And somebody else may
+        # have taken a port since we looked: each try has ports of its own.
+        for patience in (1.5, 3.0, START_DEADLINE):
+            with reserved_ports(folder, 3 * size) as ports:
+                self = cls._planned(folder, binary, ports)
+                for name in self.nodes:
                     await self._launch(name)
                 try:
                     await self.prove_ready(patience)
@@ -452,11 +431,41 @@ class Embedded(Cluster):
                     await self._start_over()
         return self
 
+    @classmethod
+    def _planned(cls, folder: Path, binary: Path, ports: list[int]) -> Embedded:
+        """A cluster that has its ports and settings, and is not started yet."""
+        size = len(ports) // 3
+        names = [f"n{i}" for i in range(1, size + 1)]
+        client, route, monitor = (ports[i * size : (i + 1) * size] for i in range(3))
+        self = cls(
+            nodes={
+                name: Node(name, f"nats://127.0.0.1:{c}", f"http://127.0.0.1:{m}")
+                for name, c, m in zip(names, client, monitor, strict=True)
+            },
+            options={"servers": [f"nats://127.0.0.1:{c}" for c in client]},
+            folder=folder,
+            binary=binary,
+        )
+        routes = ", ".join(f"nats://127.0.0.1:{r}" for r in route)
+        for i, name in enumerate(names):
+            self.settings[name] = {
+                "SERVER_NAME": name,
+                "CLUSTER_NAME": f"natslab-{folder.name}",
+                "CLIENT_LISTEN": f"127.0.0.1:{client[i]}",
+                "CLIENT_ADVERTISE": f"127.0.0.1:{client[i]}",
+                "MONITOR_LISTEN": f"127.0.0.1:{monitor[i]}",
+                "ROUTE_LISTEN": f"127.0.0.1:{route[i]}",
+                "ROUTES": f"[{routes}]",
+                "STORE_DIR": json.dumps(str(folder / name)),
+            }
+        return self
+
     async def _start_over(self) -> None:
         for node, process in self.processes.items():
             process.kill()
             process.wait()
             shutil.rmtree(self.folder / node, ignore_errors=True)
+        (self.folder / "ports.json").unlink()
 
     async def _launch(self, node: str) -> None:
         self.processes[node] = server.launch(self.binary, self.settings[node], self.folder)
