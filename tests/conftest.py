@@ -1,5 +1,6 @@
 """Fixtures for all tests: a cache of their own, and a lab in it."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import natslab.lab
 import pytest
 from natslab import Lab, compose_cli
 from natslab.compose_cli import ComposeError
+
+# Labs with different caches do not know of each other's ports: each pytest worker has its own.
+FIRST = 20_000 + 2_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw3").removeprefix("gw"))
+os.environ["NATSLAB_PORTS"] = f"{FIRST}-{FIRST + 1_999}"
 
 
 @pytest.fixture

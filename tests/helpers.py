@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 HOLDER = ROOT / "tests" / "shared_cluster.py"
 # What may point a lesson at a cluster of somebody else.
-CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER", "NATSLAB_PORTS")
+CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER")
 
 
 def until[T](seen: Callable[[], T], seconds: float = 10.0, what: str = "that") -> T:

@@ -125,8 +125,11 @@ async def test_rules_that_it_refuses_are_told_in_its_words(home: Path) -> None:
 
 
 @needs_prometheus
-async def test_an_interrupted_start_leaves_nothing(home: Path) -> None:
+async def test_an_interrupted_start_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What "interrupt kernel" does to a cell."""
+    monkeypatch.setattr(Prometheus, "_ready", lambda self: asyncio.Event().wait())  # never
     start = asyncio.create_task(Prometheus.start(["127.0.0.1:1"]))
     await natslab.until(lambda: len(processes_in(home)) == 2, what="a keeper and a Prometheus")
     start.cancel()
@@ -148,7 +151,7 @@ def test_sigkill_of_the_holder_leaves_nothing(home: Path, keeper_too: bool) -> N
         os.kill(holder.pid, signal.SIGKILL)
         if keeper_too:
             holder.wait()
-            assert len(processes_in(home)) == 1, "nobody is there to clean up"
+            helpers.until(lambda: len(processes_in(home)) == 1, what="a lonely Prometheus")
             keeper.claim(home / "labs").release()  # what the next start does first
             assert nothing_left(home)
         helpers.until(lambda: nothing_left(home), 5, "the keeper to clean up")
