@@ -1,10 +1,12 @@
 """The embedded cluster: each verb has its effect, and nothing is left behind. Real servers only."""
 
+import asyncio
 import json
 import os
 import shutil
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import helpers
 import nats
@@ -194,3 +196,27 @@ async def test_the_store_is_private_to_the_lab(lab: Lab) -> None:
     folders = [Path(json.loads(s["STORE_DIR"])) for s in lab.cluster.settings.values()]
     assert {folder.parent for folder in folders} == {lab.folder}
     assert lab.folder.stat().st_mode & 0o077 == 0, "nobody else can read it"
+
+
+async def test_a_hiccup_in_the_first_handshake_is_tried_again(lab: Lab) -> None:
+    """A door in front of a real server that is shut in the face of the first who comes."""
+    real, came = urlsplit(lab.options["servers"][0]), []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+    async def door(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer)
+        if len(came) == 1:
+            writer.close()
+        else:
+            inner = await asyncio.open_connection(real.hostname, real.port)
+            await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
+
+    async with await asyncio.start_server(door, "127.0.0.1", 0) as outside:
+        port = outside.sockets[0].getsockname()[1]
+        nc = await cluster.connect({"servers": [f"nats://127.0.0.1:{port}"]})
+        assert nc.is_connected and len(came) == 2
+        await nc.close()

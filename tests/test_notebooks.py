@@ -153,18 +153,21 @@ def test_refresh_saves_anew_what_was_not_run_in_order(fresh: Path) -> None:
     assert notebooks.out_of_date(path) == ""
 
 
-def test_refresh_refuses_a_failing_cell_and_stderr(course: Path) -> None:
+def test_refresh_refuses_a_failing_cell_stderr_and_a_dead_kernel(course: Path) -> None:
     path = course / LESSON
     (course / SOLUTION).unlink()
     for source, why in (
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("import sys\nprint('oops', file=sys.stderr)", "code cell 1 writes to stderr: oops"),
+        ("import os\nos.kill(os.getpid(), 9)", "the kernel ended before the notebook did"),
     ):
         change(path, 3, source=source)
         before = path.read_bytes()
         with pytest.raises(LabError, match=why):
             notebooks.refresh(path)
         assert path.read_bytes() == before
+    with pytest.raises(LabError, match="the kernel ended before the notebook did"):
+        notebooks.run(path)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from natslab import compose_cli, doctor, notebooks
+from natslab import compose_cli, doctor
 from natslab.errors import LabError
 from natslab.paths import ROOT
 
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     except LabError as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
+        # The client of a kernel may leave a task behind, and asyncio would tell of it at the end.
+        logging.getLogger("asyncio").disabled = True
         print("stopped", file=sys.stderr)
     return 1
 
@@ -59,7 +62,12 @@ def _status(_: argparse.Namespace) -> int:
     return 0 if rows else 1
 
 
+# `notebooks` takes two seconds to load: only the commands that use it wait for it.
+
+
 def _run(asked: argparse.Namespace) -> int:
+    from natslab import notebooks
+
     failed = 0
     for path in _chosen(asked.lessons):
         outcome = notebooks.run(path, asked.scale)
@@ -69,6 +77,8 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def _refresh(asked: argparse.Namespace) -> int:
+    from natslab import notebooks
+
     # Solutions first: the exercises of a lesson are taken from them.
     chosen = _chosen(asked.lessons)
     files = [s for p in chosen if (s := notebooks.solution_of(p)).exists()] + chosen
@@ -84,6 +94,8 @@ def _refresh(asked: argparse.Namespace) -> int:
 
 
 def _index(_: argparse.Namespace) -> int:
+    from natslab import notebooks
+
     for path in notebooks.index():
         print(f"wrote {path.relative_to(ROOT)}")
     return 0
@@ -94,6 +106,8 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _chosen(numbers: list[int]) -> list[Path]:
+    from natslab import notebooks
+
     return [notebooks.by_number(n) for n in numbers] or notebooks.lessons()
 
 

@@ -350,7 +350,8 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
 
     nats-py tries each server 60 times, 2 s apart, before it gives up on the *first* connection too;
     `allow_reconnect=False` ends that for a refused log-in only, so the number of attempts is bounded
-    here as well. Raises LabError.
+    here as well. Without reconnects one hiccup in the handshake ends it too: try that again. Raises
+    LabError.
     """
     where = " ".join(map(shown, options["servers"]))
     last: list[Exception] = []
@@ -365,11 +366,24 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
         "connect_timeout": 1,
         "error_cb": remember,
     }
+
+    def no_log_in(error: Exception) -> bool:
+        return "authorization" in f"{error} {last[-1:]}".lower()
+
+    async def persist() -> Client:
+        while True:
+            try:
+                return await nats.connect(**{**options, **bounded})
+            except (OSError, nats.errors.Error) as error:
+                if isinstance(error, nats.errors.NoServersError) or no_log_in(error):
+                    raise
+            await asyncio.sleep(0.05)
+
     try:
         async with asyncio.timeout(timeout):
-            return await nats.connect(**{**options, **bounded})
+            return await persist()
     except (TimeoutError, OSError, nats.errors.Error) as error:
-        if "authorization" in f"{error} {last[-1:]}".lower():
+        if no_log_in(error):
             raise LabError(
                 f"{where} refuses this log-in: check the user in NATS_URL or the file in NATS_CREDS."
             ) from None

@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from natslab import flows
 from natslab.course import COURSE, Lesson
@@ -32,6 +32,7 @@ METADATA = {
 IGNORED = "nbval-ignore-output"
 # Its log goes to our terminal: a warning about its transport at every start, a stack at Ctrl-C.
 QUIET_KERNEL = ["--log-level=CRITICAL"]
+KERNEL_GONE = "the kernel ended before the notebook did: it was stopped, or it ran out of memory"
 Notebook = Any  # nbformat.NotebookNode, a dict with attributes
 
 
@@ -131,6 +132,8 @@ def run(path: Path, scale: str = "", out: Path | None = None) -> Run:
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue.strip()}"
+    except DeadKernelError:
+        raise LabError(f"{path.name}: {KERNEL_GONE}") from None
     return Run(path, time.monotonic() - start, error)
 
 
@@ -160,6 +163,8 @@ def refresh(path: Path, *, pictures: bool = False) -> bool:
         client.execute()
     except CellExecutionError as failure:
         raise LabError(f"{path.name}: {failure.ename}: {failure.evalue}") from None
+    except DeadKernelError:
+        raise LabError(f"{path.name}: {KERNEL_GONE}") from None
     fresh = normalised(fresh)
     for number, cell in enumerate(_code(fresh)):
         for output in cell.outputs:
