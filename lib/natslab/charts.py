@@ -281,7 +281,8 @@ def bars(
 
     Of a table each row is a group, and each column a bar in it with a colour of its own.
     """
-    table = values if isinstance(values, pd.DataFrame) else pd.Series(values).to_frame()
+    data = values if isinstance(values, pd.DataFrame) else pd.Series(values)
+    table = data if isinstance(data, pd.DataFrame) else data.to_frame()
     figure, axes = _canvas(title, unit, "")
     n, rows = len(table.columns), range(len(table))
     height = 0.8 / n if n > 1 else 0.6
@@ -303,7 +304,7 @@ def bars(
     if n > 1:
         axes.legend(frameon=False)
     _show(figure, title)
-    return values if isinstance(values, pd.DataFrame) else pd.Series(values)
+    return data
 
 
 def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame:

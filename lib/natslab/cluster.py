@@ -157,41 +157,29 @@ class Cluster(ABC):
 
         Raises TimeoutError when there is still no leader after `timeout` seconds.
         """
-        nc = await connect(self.options)
-        leader = ""
-
-        async def elected() -> bool:
-            nonlocal leader
-            with suppress(TimeoutError, nats.errors.NoRespondersError, APIError):
-                info = await nc.jetstream(timeout=1).stream_info(stream)
-                leader = (info.cluster and info.cluster.leader) or ""
-            return bool(leader)
-
-        try:
-            await until(elected, timeout, f"a leader of stream {stream}")
-            return leader
-        finally:
-            await nc.close()
+        return await self.move_leader(stream, None, timeout)
 
     async def move_leader(self, stream: str, away_from: str | None, timeout: float = 15.0) -> str:
         """Have another node than `away_from` lead `stream`; the node that leads it then.
 
         Asks the leader to step down (`$JS.API.STREAM.LEADER.STEPDOWN`) if it is on `away_from`.
-        Raises TimeoutError when it is still there after `timeout` seconds.
+        Raises TimeoutError when there is no other leader after `timeout` seconds.
         """
         nc = await connect(self.options)
         leader = ""
 
         async def moved() -> bool:
             nonlocal leader
-            leader = await self.leader_of(stream, timeout)
-            if leader == away_from:
-                with suppress(TimeoutError, nats.errors.NoRespondersError):
+            with suppress(TimeoutError, nats.errors.NoRespondersError, APIError):
+                info = await nc.jetstream(timeout=1).stream_info(stream)
+                leader = (info.cluster and info.cluster.leader) or ""
+                if leader and leader == away_from:
                     await nc.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", b"", timeout=1)
-            return leader != away_from
+            return leader not in ("", away_from)
 
+        where = f" that is not on {away_from}" if away_from else ""
         try:
-            await until(moved, timeout, f"a leader of stream {stream} that is not on {away_from}")
+            await until(moved, timeout, f"a leader of stream {stream}{where}")
             return leader
         finally:
             await nc.close()
