@@ -7,8 +7,9 @@ from pathlib import Path
 import helpers
 import natslab.lab
 import pytest
-from natslab import Lab, compose_cli
-from natslab.compose_cli import ComposeError
+from natslab import Lab
+from natslab.clusters import compose_cli
+from natslab.clusters.compose_cli import ComposeError
 
 # Labs with different caches do not know of each other's ports: each pytest worker has its own.
 FIRST = 20_000 + 2_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw3").removeprefix("gw"))

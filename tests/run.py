@@ -40,7 +40,9 @@ EACH_FILE = ["-n", WORKERS, "--dist", "loadfile"]  # a lesson's cells belong to 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NBVAL = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
 PAIRS = "tests/test_lessons_compose.py"
-ENGINE = "from natslab import compose_cli as c; c.require_engine(); print(c.find_compose())"
+ENGINE = (
+    "from natslab.clusters import compose_cli as c; c.require_engine(); print(c.find_compose())"
+)
 
 
 class Suite:

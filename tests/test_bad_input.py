@@ -14,7 +14,8 @@ import nbformat
 import psutil
 import pytest
 from helpers import nothing_left, until
-from natslab import Lab, LabError, server
+from natslab import Lab, LabError
+from natslab.clusters import server
 from nbclient import NotebookClient
 
 DEAD = "unix:///nonexistent/docker.sock"

@@ -8,7 +8,9 @@ import matplotlib.image
 import pandas as pd
 import pytest
 from IPython.display import Image
-from natslab import charts, flows, measure
+from natslab import charts, measure
+from natslab.authoring.course import course
+from natslab.charts import flow, style
 
 EVENTS = pd.DataFrame(
     [
@@ -68,7 +70,7 @@ CHARTS: dict[str, Callable[[], object]] = {
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Image]:
     """What a cell would have displayed."""
     images: list[Image] = []
-    monkeypatch.setattr(charts, "display", images.append)
+    monkeypatch.setattr(style, "display", images.append)
     return images
 
 
@@ -78,12 +80,8 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 
 def test_none_is_forgotten_here() -> None:
-    drawers = [
-        name
-        for name, what in vars(charts).items()
-        if getattr(what, "__module__", "") == charts.__name__ and not name.startswith("_")
-    ]
-    assert {*drawers} - {"role"} == {name.split(" ")[0] for name in CHARTS}
+    drawers = {name for name in charts.__all__ if name.islower()}
+    assert drawers == {name.split(" ")[0] for name in CHARTS}
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -162,17 +160,18 @@ def test_a_logarithm_of_nothing(shown: list[Image]) -> None:
 
 
 def test_a_role_looks_the_same_everywhere() -> None:
-    assert charts.role("published", 0) == charts.role("published", 3)
-    spares = [charts.role("new", position) for position in range(5)]
+    assert style.role("published", 0) == style.role("published", 3)
+    spares = [style.role("new", position) for position in range(5)]
     assert len(set(spares)) == 5
-    for name, (colour, marker, line) in charts.ROLES.items():
-        for other in charts.ROLES.values():
+    for name, (colour, marker, line) in style.ROLES.items():
+        for other in style.ROLES.values():
             if colour == other[0]:
                 assert (marker, line) == other[1:] or marker != other[1], name
 
 
-@pytest.mark.parametrize("number", flows.FLOWS)
+@pytest.mark.parametrize("number", [row.number for row in course() if row.flow])
 def test_flow_pictures(number: int) -> None:
-    png = flows.draw(flows.FLOWS[number])
+    picture = course()[number].flow
+    png = flow.draw(**picture)
     assert size_of(png) == (864, 300)
-    assert png == flows.draw(flows.FLOWS[number])
+    assert png == flow.draw(**picture)

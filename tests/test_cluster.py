@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 import helpers
 import nats
 import pytest
-from natslab import Lab, LabError, cluster, server
-from natslab.cluster import reserved_ports
+from natslab import Lab, LabError
+from natslab.clusters import ports, server
+from natslab.clusters.connect import connect
+from natslab.clusters.ports import reserved_ports
 
 
 async def test_start_gives_a_quorum(lab: Lab) -> None:
@@ -131,15 +133,15 @@ async def test_a_port_taken_at_the_last_moment_is_replaced(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATSLAB_PORTS", "29100-29109")  # one more than three nodes need
-    monkeypatch.setattr(cluster.random, "shuffle", lambda ports: None)
+    monkeypatch.setattr(ports.random, "shuffle", lambda ports: None)
     looks = []
 
     def is_free(port: int) -> bool:
         looks.append(port)
         return len(looks) <= 9 or real(port)
 
-    real = cluster._is_free
-    monkeypatch.setattr(cluster, "_is_free", is_free)
+    real = ports.is_free
+    monkeypatch.setattr(ports, "is_free", is_free)
     with socket.create_server(("127.0.0.1", 29100)):  # after the first nine looks, as it were
         lab = await Lab.start(kind="embedded", quiet=True)
         assert looks[:9] == list(range(29100, 29109)) and len(looks) > 9
@@ -217,6 +219,6 @@ async def test_a_hiccup_in_the_first_handshake_is_tried_again(lab: Lab) -> None:
 
     async with await asyncio.start_server(door, "127.0.0.1", 0) as outside:
         port = outside.sockets[0].getsockname()[1]
-        nc = await cluster.connect({"servers": [f"nats://127.0.0.1:{port}"]})
+        nc = await connect({"servers": [f"nats://127.0.0.1:{port}"]})
         assert nc.is_connected and len(came) == 2
         await nc.close()

@@ -1,4 +1,4 @@
-"""The compose cluster on a real Docker engine: `natslab.compose_cli` and `infra/compose.yaml`.
+"""The compose cluster on a real Docker engine: `natslab.clusters.compose_cli` and `infra/compose.yaml`.
 
 The tests use a project name of their own, so the streams of a reader's cluster are safe;
 the ports are the same, so they wait (skip) while a reader's cluster is up.
@@ -23,8 +23,9 @@ from typing import Any
 import nats
 import pytest
 from nats.aio.client import Client
-from natslab import compose_cli, settled, until
-from natslab.compose_cli import ComposeError
+from natslab import settled, until
+from natslab.clusters import compose_cli
+from natslab.clusters.compose_cli import ComposeError
 
 pytestmark = pytest.mark.compose
 
@@ -201,7 +202,7 @@ def test_server_that_ends(
 
 
 def test_ctrl_c_leaves_nothing(nothing_up: None) -> None:
-    script = "from natslab import compose_cli; compose_cli.up()"
+    script = "from natslab.clusters import compose_cli; compose_cli.up()"
     starting = subprocess.Popen(
         [sys.executable, "-c", script], start_new_session=True, stderr=subprocess.DEVNULL
     )

@@ -9,13 +9,13 @@ import helpers
 import nats
 import pytest
 from natslab import Lab, LabError, until
-from natslab.compose import Turns
+from natslab.clusters.turns import Turns
 
 pytestmark = pytest.mark.compose
 
 TURN = """
 import asyncio, sys
-from natslab.compose import Turns
+from natslab.clusters.turns import Turns
 
 async def main():
     turns = Turns()
@@ -129,8 +129,8 @@ def test_a_drill_waits_for_running_cells_and_cells_for_a_drill(cache: Path) -> N
 
 
 def test_a_lesson_that_holds_on_too_long_is_named(cache: Path, monkeypatch) -> None:
-    monkeypatch.setattr("natslab.compose.PATIENCE", 0.2)
-    monkeypatch.setattr("natslab.compose.CACHE", cache)
+    monkeypatch.setattr("natslab.clusters.turns.PATIENCE", 0.2)
+    monkeypatch.setattr("natslab.clusters.turns.CACHE", cache)
     first, second = Turns(), Turns()
     asyncio.run(first.drill())
     with pytest.raises(LabError, match="restart or close its kernel"):

@@ -16,7 +16,8 @@ import pytest
 from helpers import labs_in, nothing_left, processes_in, until
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
-from natslab import Lab, keeper
+from natslab import Lab
+from natslab.clusters import keeper
 
 # Two ways to be interrupted in the middle of a start: before and after there are servers.
 MOMENTS = {

@@ -10,8 +10,9 @@ import helpers
 import nats
 import pytest
 from nats.js import JetStreamContext
-from natslab import Lab, LabError, server, until
-from natslab.cluster import PROBE
+from natslab import Lab, LabError, until
+from natslab.clusters import server
+from natslab.clusters.ready import PROBE
 
 VERBS = ("kill", "stop", "pause", "resume", "cut", "heal", "restart", "lame_duck")
 
@@ -51,7 +52,7 @@ async def test_drills_are_skipped_with_one_line(
     for verb in VERBS:
         assert await getattr(lab, verb)(lab.nodes[0]) is None
         assert capsys.readouterr().out == (
-            f"skipped: {verb} needs a cluster that this course started, NATS_URL names another\n"
+            f"skipped: {verb.replace('_', ' ')} needs a cluster that this course started, NATS_URL names another\n"
         )
     assert lab.events == []
     await lab.close(quiet=True)

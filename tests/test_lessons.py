@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 from helpers import NOTEBOOKS, ROOT
-from natslab import course, notebooks
+from natslab.authoring import course, files, index
 
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
 SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
@@ -139,7 +139,7 @@ def headings(lesson: Lesson) -> Iterator[str]:
     title = re.match(r"# (?:Solutions: )?(.*)", prose)
     wanted = course.lesson(lesson.number).title
     if title is None or title[1] != wanted:
-        yield f"the title in natslab.course is {wanted!r}"
+        yield f"the title in notebooks/course.toml is {wanted!r}"
 
 
 def executed(lesson: Lesson) -> Iterator[str]:
@@ -244,7 +244,7 @@ def anatomy(lesson: Lesson) -> Iterator[str]:
         yield "fewer than three checks"
     if len(lesson.tagged("main-chart")) != 1:
         yield f"{len(lesson.tagged('main-chart'))} cells are tagged main-chart"
-    elif not notebooks.main_chart(notebooks.read(lesson.path)):
+    elif not index.main_chart(files.read(lesson.path)):
         yield "the main chart shows no picture"
 
 
@@ -296,10 +296,10 @@ def test_rules(path: Path) -> None:
 
 def test_every_notebook_is_in_the_course_and_has_solutions() -> None:
     assert LESSONS
-    planned = {lesson.file for lesson in course.COURSE}
+    planned = {lesson.file for lesson in course.course()}
     assert {path.name for path in LESSONS} <= planned
     assert {path.name for path in LESSONS} == {path.name for path in SOLUTIONS}
-    assert [lesson.number for lesson in course.COURSE] == list(range(28))
+    assert [lesson.number for lesson in course.course()] == list(range(29))
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
@@ -324,7 +324,7 @@ def is_markdown(cell: dict) -> bool:
 
 def test_the_table_in_the_readme_is_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert notebooks.with_table(readme) == readme, "run: natslab index"
+    assert index.with_table(readme) == readme, "run: natslab index"
 
 
 # No two lessons share a name: they may run side by side on one cluster.

@@ -9,7 +9,7 @@ import failures
 import helpers
 import nats
 import pytest
-from natslab.notebooks import by_number
+from natslab.authoring.files import by_number
 
 pytestmark = pytest.mark.compose
 

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import helpers
 import pytest
-from natslab import notebooks
+from natslab.authoring import files
 from natslab.paths import CACHE
+from natslab.run import run as run_lesson
 
 pytestmark = pytest.mark.lessons
 
-LESSONS = notebooks.lessons()[::-1]  # later ones take longer: begun first, all workers end together
+LESSONS = files.lessons()[::-1]  # later ones take longer: begun first, all workers end together
 WORKSHOP_SECONDS = 180
 
 
 def run(lesson: Path, label: str, scale: str = "") -> float:
     """Run a lesson through papermill; how many seconds it took. The executed copy is kept."""
     copy = CACHE / "executed" / f"{lesson.stem}-{label}.ipynb"
-    done = notebooks.run(lesson, scale, copy)
+    done = run_lesson(lesson, scale, copy)
     assert not done.error, f"{done.error}\n(the run: {copy.relative_to(helpers.ROOT)})"
     return done.seconds
 

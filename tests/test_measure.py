@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import nats
 import pytest
 from natslab import Lab, measure, settled
-from natslab.cluster import Event
+from natslab.clusters.base import Event
 
 
 def test_log() -> None:

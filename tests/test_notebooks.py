@@ -6,7 +6,8 @@ from pathlib import Path
 import helpers
 import nbformat
 import pytest
-from natslab import LabError, cli, notebooks
+from natslab import LabError, cli, run
+from natslab.authoring import exercises, files, index, refresh
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 LESSON, SOLUTION = "01_pub_sub.ipynb", "solutions/01_pub_sub.ipynb"
@@ -20,10 +21,11 @@ def cell(source: str, *tags: str, **more: object) -> nbformat.NotebookNode:
 
 def point_at(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Let the tools work on another course than ours."""
-    patch.setattr(notebooks, "NOTEBOOKS", folder)
-    patch.setattr(notebooks, "CACHE", folder.parent / "cache")
-    for module in (notebooks, cli):
+    for module in (files, index):
+        patch.setattr(module, "NOTEBOOKS", folder)
+    for module in (index, cli):
         patch.setattr(module, "ROOT", folder.parent)
+    patch.setattr(run, "CACHE", folder.parent / "cache")
 
 
 def write_course(folder: Path) -> Path:
@@ -42,8 +44,8 @@ def write_course(folder: Path) -> Path:
         cell(ANSWER, "exercise"),
         cell("if word is not ...:\n    print(word)", "exercise"),
     ]
-    notebooks.write(folder / LESSON, new_notebook(cells=lesson))
-    notebooks.write(folder / SOLUTION, new_notebook(cells=solution))
+    files.write(folder / LESSON, new_notebook(cells=lesson))
+    files.write(folder / SOLUTION, new_notebook(cells=solution))
     return folder
 
 
@@ -54,9 +56,9 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         point_at(folder, patch)
         for path in (folder / SOLUTION, folder / LESSON):
-            notebooks.refresh(path)
-            saved = notebooks.with_navigation(path, notebooks.read(path))
-            notebooks.write(path, notebooks.normalised(saved))
+            refresh.refresh(path)
+            saved = index.with_navigation(path, files.read(path))
+            files.write(path, files.normalised(saved))
     return folder
 
 
@@ -76,9 +78,9 @@ def fresh(refreshed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def change(path: Path, number: int, **to: object) -> None:
     """Set attributes of one cell, without tidying anything up."""
-    notebook = notebooks.read(path)
+    notebook = files.read(path)
     notebook.cells[number].update(to)
-    path.write_text(notebooks.text_of(notebook), encoding="utf-8")
+    path.write_text(files.text_of(notebook), encoding="utf-8")
 
 
 def test_parameters() -> None:
@@ -89,27 +91,27 @@ def test_parameters() -> None:
         "fixed: int = 3\n"
     )
     notebook = new_notebook(cells=[cell("x = 1"), cell(source, "parameters")])
-    assert notebooks.parameters(notebook, "workshop") == {"n_jobs": 1500, "rate": 2.5, "name": "b"}
-    assert notebooks.parameters(notebook, "conference") == {"rate": 9}
-    assert notebooks.parameters(notebook, "moon") == {}
-    assert notebooks.parameters(new_notebook(), "workshop") == {}
+    assert run.parameters(notebook, "workshop") == {"n_jobs": 1500, "rate": 2.5, "name": "b"}
+    assert run.parameters(notebook, "conference") == {"rate": 9}
+    assert run.parameters(notebook, "moon") == {}
+    assert run.parameters(new_notebook(), "workshop") == {}
 
 
 def test_starters_come_from_the_solutions(course: Path) -> None:
-    lesson = notebooks.with_exercises(course / LESSON, notebooks.read(course / LESSON))
-    assert [c.source for c in lesson.cells if "exercise" in notebooks.tags(c)] == [
+    lesson = exercises.with_exercises(course / LESSON, files.read(course / LESSON))
+    assert [c.source for c in lesson.cells if "exercise" in files.tags(c)] == [
         "# Task",
         "# A word.\nword = ...  # your code here",
         "if word is not ...:\n    print(word)",
     ]
-    again = notebooks.with_exercises(course / LESSON, lesson)
+    again = exercises.with_exercises(course / LESSON, lesson)
     assert [c.id for c in again.cells] == [c.id for c in lesson.cells], "cells keep their ids"
 
-    solution = notebooks.read(course / SOLUTION)
-    assert notebooks.with_exercises(course / SOLUTION, solution) == solution
+    solution = files.read(course / SOLUTION)
+    assert exercises.with_exercises(course / SOLUTION, solution) == solution
     bare = new_notebook(cells=[cell("# Publish")])
     with pytest.raises(LabError, match="has no cell tagged `exercise`"):
-        notebooks.with_exercises(course / LESSON, bare)
+        exercises.with_exercises(course / LESSON, bare)
 
 
 def test_normalised_is_idempotent_and_drops_what_changes_by_itself() -> None:
@@ -122,9 +124,9 @@ def test_normalised_is_idempotent_and_drops_what_changes_by_itself() -> None:
     )
     noisy.cells[0].metadata["execution"] = {"iopub.status.busy": "2026-01-01"}
     noisy.cells[0].outputs = [new_output("execute_result", {"text/plain": "1"}, execution_count=9)]
-    once = notebooks.normalised(noisy)
-    assert notebooks.text_of(notebooks.normalised(once)) == notebooks.text_of(once)
-    assert once.metadata == notebooks.METADATA
+    once = files.normalised(noisy)
+    assert files.text_of(files.normalised(once)) == files.text_of(once)
+    assert once.metadata == files.METADATA
     first = once.cells[0]
     assert first.metadata == {"tags": ["main-chart"]}
     assert first.source == "print(1)"
@@ -135,22 +137,22 @@ def test_normalised_is_idempotent_and_drops_what_changes_by_itself() -> None:
 def test_refresh_twice_leaves_the_bytes_alone(fresh: Path) -> None:
     for name in (SOLUTION, LESSON):
         before = (fresh / name).read_bytes()
-        assert notebooks.refresh(fresh / name) is False
+        assert refresh.refresh(fresh / name) is False
         assert (fresh / name).read_bytes() == before
-        assert notebooks.out_of_date(fresh / name) == ""
+        assert refresh.out_of_date(fresh / name) == ""
     assert b'"n is 2\\n"' in (fresh / LESSON).read_bytes()
 
 
 def test_refresh_saves_anew_what_was_not_run_in_order(fresh: Path) -> None:
     path = fresh / LESSON
-    notebook = notebooks.read(path)
+    notebook = files.read(path)
     for cell in notebook.cells:  # as after a cell was deleted
         if cell.cell_type == "code":
             cell.execution_count += 1
-    notebooks.write(path, notebook)
-    assert "not run from top to bottom" in notebooks.out_of_date(path)
-    assert notebooks.refresh(path) is True
-    assert notebooks.out_of_date(path) == ""
+    files.write(path, notebook)
+    assert "not run from top to bottom" in refresh.out_of_date(path)
+    assert refresh.refresh(path) is True
+    assert refresh.out_of_date(path) == ""
 
 
 def test_refresh_refuses_a_failing_cell_stderr_and_a_dead_kernel(course: Path) -> None:
@@ -164,10 +166,10 @@ def test_refresh_refuses_a_failing_cell_stderr_and_a_dead_kernel(course: Path) -
         change(path, 3, source=source)
         before = path.read_bytes()
         with pytest.raises(LabError, match=why):
-            notebooks.refresh(path)
+            refresh.refresh(path)
         assert path.read_bytes() == before
     with pytest.raises(LabError, match="the kernel ended before the notebook did"):
-        notebooks.run(path)
+        run.run(path)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_refresh_refuses_a_failing_cell_stderr_and_a_dead_kernel(course: Path) -
 )
 def test_what_is_out_of_date(fresh: Path, number: int, to: dict, why: str) -> None:
     change(fresh / LESSON, number, **to)
-    assert notebooks.out_of_date(fresh / LESSON).startswith(why)
+    assert refresh.out_of_date(fresh / LESSON).startswith(why)
 
 
 def test_check_tells_each_notebook_that_is_out_of_date(
@@ -224,12 +226,12 @@ def test_index_is_idempotent(fresh: Path) -> None:
     readme = fresh.parent / "README.md"
     readme.write_text("# Course\n<!-- lessons -->\nold\n<!-- /lessons -->\nthe end\n")
     change(fresh / LESSON, 0, source="# Publish and subscribe\n\n**20 min** · needs: nothing")
-    assert readme in notebooks.index()
+    assert readme in index.index()
     text = readme.read_text()
     assert "[Publish and subscribe](notebooks/01_pub_sub.ipynb)" in text
     assert "| 20 |" in text and "planned" in text
     assert text.endswith("<!-- /lessons -->\nthe end\n")
-    assert notebooks.index() == []
+    assert index.index() == []
 
 
 def test_the_table_in_the_readme_is_whole() -> None:

@@ -16,7 +16,8 @@ import natslab
 import psutil
 import pytest
 from helpers import labs_in, nothing_left, processes_in
-from natslab import LabError, keeper, prometheus
+from natslab import LabError, prometheus
+from natslab.clusters import keeper
 from natslab.prometheus import Prometheus, free_port
 
 needs_prometheus = pytest.mark.skipif(

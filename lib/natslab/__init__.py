@@ -13,6 +13,7 @@ from natslab.lab import Lab
 
 if TYPE_CHECKING:
     from natslab import charts, measure
+    from natslab.clusters import server
 
 __all__ = [
     "CheckFailed",
@@ -23,13 +24,20 @@ __all__ = [
     "exercise",
     "expect",
     "measure",
+    "server",
     "settled",
     "until",
 ]
 
+LATER = {
+    "charts": "natslab.charts",
+    "measure": "natslab.measure",
+    "server": "natslab.clusters.server",
+}
+
 
 def __getattr__(name: str) -> ModuleType:
     # pandas and matplotlib take a second to load: only those who measure and draw wait for them.
-    if name in ("charts", "measure"):
-        return importlib.import_module(f"natslab.{name}")
+    if name in LATER:
+        return importlib.import_module(LATER[name])
     raise AttributeError(f"module 'natslab' has no attribute {name!r}")

@@ -7,7 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from natslab import compose_cli, doctor
+from natslab import doctor
+from natslab.clusters import compose_cli
 from natslab.errors import LabError
 from natslab.paths import ROOT
 
@@ -62,41 +63,41 @@ def _status(_: argparse.Namespace) -> int:
     return 0 if rows else 1
 
 
-# `notebooks` takes two seconds to load: only the commands that use it wait for it.
+# What reads notebooks takes a second to load: only the commands that use it wait for it.
 
 
 def _run(asked: argparse.Namespace) -> int:
-    from natslab import notebooks
+    from natslab import run
 
     failed = 0
     for path in _chosen(asked.lessons):
-        outcome = notebooks.run(path, asked.scale)
+        outcome = run.run(path, asked.scale)
         print(f"{path.name:32} {outcome.seconds:6.1f} s  {outcome.error or 'ok'}", flush=True)
         failed += bool(outcome.error)
     return int(failed > 0)
 
 
 def _refresh(asked: argparse.Namespace) -> int:
-    from natslab import notebooks
+    from natslab.authoring import files, refresh
 
     # Solutions first: the exercises of a lesson are taken from them.
     chosen = _chosen(asked.lessons)
-    files = [s for p in chosen if (s := notebooks.solution_of(p)).exists()] + chosen
+    paths = [s for p in chosen if (s := files.solution_of(p)).exists()] + chosen
     if asked.check:
-        old = {path: why for path in files if (why := notebooks.out_of_date(path))}
+        old = {path: why for path in paths if (why := refresh.out_of_date(path))}
         for path, why in old.items():
             print(f"{path.relative_to(ROOT)}: {why}: natslab refresh, then natslab index")
         return int(bool(old))
-    for path in files:
-        changed = notebooks.refresh(path, pictures=asked.pictures)
+    for path in paths:
+        changed = refresh.refresh(path, pictures=asked.pictures)
         print(f"{path.relative_to(ROOT)}: {'saved' if changed else 'unchanged'}", flush=True)
     return 0
 
 
 def _index(_: argparse.Namespace) -> int:
-    from natslab import notebooks
+    from natslab.authoring import index
 
-    for path in notebooks.index():
+    for path in index.index():
         print(f"wrote {path.relative_to(ROOT)}")
     return 0
 
@@ -106,9 +107,9 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _chosen(numbers: list[int]) -> list[Path]:
-    from natslab import notebooks
+    from natslab.authoring import files
 
-    return [notebooks.by_number(n) for n in numbers] or notebooks.lessons()
+    return [files.by_number(n) for n in numbers] or files.lessons()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from natslab import compose_cli, server
+from natslab.clusters import compose_cli, server
 from natslab.errors import LabError
 from natslab.lab import Lab
 from natslab.paths import CACHE, ROOT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from urllib.parse import urlsplit
 from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
-from natslab import compose, keeper, workers
-from natslab.cluster import Cluster, Embedded, Event, External, connect
+from natslab import workers
+from natslab.clusters import compose, keeper
+from natslab.clusters.base import Cluster, Event
+from natslab.clusters.connect import connect
+from natslab.clusters.embedded import Embedded
+from natslab.clusters.external import External
 from natslab.errors import LabError
 from natslab.paths import CACHE
 
@@ -136,35 +140,35 @@ class Lab:
     # What a lesson breaks.
     async def kill(self, node: str) -> Event | None:
         """SIGKILL a node. On a cluster that is not ours: prints why it is skipped, returns None."""
-        return await self._break("kill", node)
+        return await self._break("kill", self.cluster.kill, node)
 
     async def stop(self, node: str) -> Event | None:
         """SIGTERM a node; skipped like `kill`."""
-        return await self._break("stop", node)
+        return await self._break("stop", self.cluster.stop, node)
 
     async def pause(self, node: str) -> Event | None:
         """Freeze a node; skipped like `kill`."""
-        return await self._break("pause", node)
+        return await self._break("pause", self.cluster.pause, node)
 
     async def resume(self, node: str) -> Event | None:
         """Let a paused node go on; skipped like `kill`."""
-        return await self._break("resume", node)
+        return await self._break("resume", self.cluster.resume, node)
 
     async def cut(self, node: str) -> Event | None:
         """Take a node off the network (compose only); skipped like `kill`."""
-        return await self._break("cut", node)
+        return await self._break("cut", self.cluster.cut, node)
 
     async def heal(self, node: str) -> Event | None:
         """Put a node back on the network; skipped like `kill`."""
-        return await self._break("heal", node)
+        return await self._break("heal", self.cluster.heal, node)
 
     async def restart(self, node: str) -> Event | None:
         """Start a node again and wait until it has caught up; skipped like `kill`."""
-        return await self._break("restart", node)
+        return await self._break("restart", self.cluster.restart, node)
 
     async def lame_duck(self, node: str) -> Event | None:
         """Ask a node to leave politely; skipped like `kill`."""
-        return await self._break("lame_duck", node)
+        return await self._break("lame duck", self.cluster.lame_duck, node)
 
     async def wait_until_healthy(self, timeout: float = 30.0) -> None:
         """Wait until every node is healthy. Raises LabError when one is not in time."""
@@ -192,7 +196,9 @@ class Lab:
         if not quiet:
             print("lab closed, nothing left behind")
 
-    async def _break(self, verb: str, node: str) -> Event | None:
+    async def _break(
+        self, verb: str, act: Callable[[str], Awaitable[Event]], node: str
+    ) -> Event | None:
         if self.kind == "external":
             print(
                 f"skipped: {verb} needs a cluster that this course started, NATS_URL names another"
@@ -200,8 +206,7 @@ class Lab:
             return None
         if node not in self.nodes:
             raise LabError(f"There is no node {node!r}; there are {', '.join(self.nodes)}.")
-        event: Event = await getattr(self.cluster, verb)(node)
-        return event
+        return await act(node)
 
     async def _delete_marked(self) -> None:
         if self.kind == "embedded":

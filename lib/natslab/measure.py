@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from natslab.cluster import Event
+from natslab.clusters.base import Event
 
 Call = Callable[[int], Awaitable[Any]]  # the number of the call -> what to do
 

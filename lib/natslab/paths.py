@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
+COURSE = NOTEBOOKS / "course.toml"
 NATS_CONF = ROOT / "infra" / "nats" / "nats.conf"
 # Everything the course writes outside the notebooks: stores, logs, executed copies.
 CACHE = Path(os.environ.get("NATSLAB_CACHE", ROOT / ".cache"))

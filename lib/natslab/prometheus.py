@@ -24,8 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from natslab import keeper
-from natslab.cluster import reserved_ports
+from natslab.clusters import keeper
+from natslab.clusters.ports import reserved_ports
 from natslab.errors import LabError
 from natslab.paths import CACHE, ROOT
 

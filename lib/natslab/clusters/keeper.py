@@ -56,7 +56,7 @@ def claim(root: Path) -> Claim:
     fcntl.flock(alive, fcntl.LOCK_EX)
     (folder / "new").rename(folder / ALIVE)
     keeper = subprocess.Popen(
-        [sys.executable, __file__, str(folder)],
+        [sys.executable, "-P", __file__, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

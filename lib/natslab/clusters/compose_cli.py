@@ -1,6 +1,6 @@
 """Finding Docker and Compose v2 and running them on `infra/compose.yaml`.
 
-Plain and synchronous: the command line uses it as it is, `natslab.compose` builds on it.
+Plain and synchronous: the command line uses it as it is, `compose` builds on it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from natslab.clusters.ports import is_free
 from natslab.errors import LabError
 from natslab.paths import CACHE, ROOT
 
@@ -185,19 +185,8 @@ def _require_free_ports(nodes: list[dict[str, str]]) -> None:
     ours = [row["node"] for row in nodes if row["state"] in ("running", "paused")]
     for name, ports in PORTS.items():
         for port in ports:
-            if name not in ours and not _is_free(port):
+            if name not in ours and not is_free(port):
                 raise ComposeError(_port_taken(f"Port {port}"))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Connections that have just ended do not count as taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _port_taken(which: str) -> str:

@@ -1,0 +1,76 @@
+"""Charts of amounts: bars, and latency by percentile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import matplotlib as mpl
+import pandas as pd
+
+from natslab.charts.style import canvas, label_ends, role, show
+
+TICKS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+
+def bars(
+    values: Mapping[str, float] | pd.DataFrame, title: str, unit: str, *, form: str = ",.0f"
+) -> pd.Series[float] | pd.DataFrame:
+    """Horizontal bars with the number at the end of each. Returns the values drawn.
+
+    Of a table each row is a group, and each column a bar in it with a colour of its own.
+    """
+    data = values if isinstance(values, pd.DataFrame) else pd.Series(values)
+    table = data if isinstance(data, pd.DataFrame) else data.to_frame()
+    figure, axes = canvas(title, unit, "")
+    n, rows = len(table.columns), range(len(table))
+    height = 0.8 / n if n > 1 else 0.6
+    for j, column in enumerate(table.columns):
+        names = [column] * len(table) if n > 1 else table.index
+        drawn = axes.barh(
+            [-i + height * ((n - 1) / 2 - j) for i in rows],  # the first row on top
+            table[column],
+            height,
+            color=[role(name, j if n > 1 else i)[0] for i, name in enumerate(names)],
+            label=column,
+        )
+        axes.bar_label(drawn, fmt=lambda v: format(v, form), padding=4)
+    axes.set_yticks([-i for i in rows], list(table.index))
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,g}"))
+    axes.grid(visible=False)
+    axes.tick_params(axis="y", length=0)
+    if n > 1:
+        axes.legend(frameon=False)
+    show(figure, title)
+    return data
+
+
+def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame:
+    """Latency by percentile: {"one at a time": ms, ...}; both axes logarithmic.
+
+    Returns the drawn points: share (of calls that are slower), ms, series. Raises ValueError when
+    there is no call at all.
+    """
+    figure, axes = canvas(title, "share of the calls (p99: 99 of 100 are faster)", "milliseconds")
+    drawn = []
+    ends = []
+    for i, (name, values) in enumerate(series.items()):
+        ms = pd.Series(list(values), dtype=float).sort_values(ignore_index=True)
+        share = 1 - (pd.Series(range(len(ms))) + 0.5) / len(ms)
+        colour, _, dashes = role(name, i)
+        axes.plot(share, ms, color=colour, linestyle=dashes)
+        if len(ms):
+            ends.append((float(share.iloc[-1]), float(ms.iloc[-1]), name, colour))
+        drawn.append(pd.DataFrame({"share": share, "ms": ms, "series": name}))
+    if not ends:
+        raise ValueError("there is no call whose latency could be drawn")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.set_xticks([1 - q for q in TICKS.values()], list(TICKS))
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    label_ends(axes, ends)
+    show(figure, title)
+    return pd.concat(drawn, ignore_index=True)
