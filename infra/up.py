@@ -2,22 +2,26 @@
 """Set the course up if needed and open JupyterLab:  python3 infra/up.py
 
 Only the standard library, any Python from 3.9: it runs before the environment exists.
-`.venv/natslab.json`, written last, says that the environment is complete and what it was made
-from. Where it is missing or says something else, the environment is mended.
+`.venv/natslab.json` says that the environment is ours; it is empty until the environment is
+complete, and then says what it was made from. Where it says something else, the environment is
+mended. Where it is missing, somebody else made the folder, and we leave it alone.
 tests/run.py imports this file:  python = up.ensure(extras=("test",))
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
 import contextlib
 import hashlib
 import http.client
 import json
 import os
+import platform
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -36,22 +40,45 @@ except ImportError:
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = ROOT / "lib" / "pyproject.toml"
+LOCKS = ROOT / "lib" / "lock"  # every package with its hashes; written by infra/lock.py
 CACHE = ROOT / ".cache"
 VENV = ROOT / ".venv"
 STAMP = VENV / "natslab.json"
 PYTHON = VENV / "bin" / "python"
 MINORS = (14, 13, 12)  # the Python 3 versions for which all pinned packages have wheels
-FIRST_PAGE = "/lab/tree/00_start_here.ipynb"
+FIRST_PAGE = "/lab/tree/notebooks/00_start_here.ipynb"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DISK = r"no space left|disk quota|os error 28"
 NETWORK = (
     r"dns error|resolution|failed to resolve|name or service|nodename nor|error sending request"
     r"|connection (refused|reset|error|broken)|to connect|unreachable|timed out"
 )
-# What children get: no other Python's library path, and leave to keep compiled packages (many
-# containers forbid that, and then every kernel compiles pandas and matplotlib anew: 2 s).
-BANNED = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-CLEAN = {name: value for name, value in os.environ.items() if name not in BANNED}
+# Nothing is compiled here behind the reader's back; nkeys is plain Python, and only there as source.
+WHEELS = ["--only-binary", ":all:", "--no-binary", "nkeys", "--no-build-isolation"]
+# What the machine sets for these programs is not for us: other Pythons, other folders, other pages.
+# (PYTHONDONTWRITEBYTECODE, set in many containers, has every kernel compile pandas anew: 2 s.)
+BANNED = re.compile(r"(PIP_|UV_|PYTHON|JUPYTER|JPY_|IPYTHON|COMPOSE_|VIRTUAL_ENV).*")
+# But where packages come from and how to get there is: indexes, mirrors, proxies, certificates.
+# What they hand over must have the hashes in lib/lock, so none of them changes what is installed.
+SOURCES = re.compile(
+    r"(PIP|UV)_((DEFAULT_|EXTRA_|NO_)?INDEX(_.*)?|FIND_LINKS|TRUSTED_HOST|INSECURE_HOST"
+    r"|KEYRING_PROVIDER|(CLIENT_)?CERT|SYSTEM_CERTS|NATIVE_TLS|(HTTPS?_|ALL_)?PROXY"
+    r"|(\w+_)?TIMEOUT|RETRIES|(NO_)?CACHE_DIR|LINK_MODE|CONFIG_FILE|NO_CONFIG)"
+)
+QUIET_PIP = ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
+PRINTING = ("PYTHONIOENCODING", "PYTHONUTF8")  # how a terminal wants its letters
+
+
+def allowed(name: str) -> bool:
+    return name in PRINTING or bool(SOURCES.fullmatch(name)) or not BANNED.fullmatch(name)
+
+
+# What children get. An empty variable counts as unset; packages in the reader's home are not ours.
+CLEAN = {name: value for name, value in os.environ.items() if value and allowed(name)}
+CLEAN["PYTHONNOUSERSITE"] = "1"
+# A file of the reader's is meant from where this command is given; kernels start elsewhere.
+FILES = ("NATS_CREDS", "NATS_CA")
+CLEAN.update({name: os.path.abspath(CLEAN[name]) for name in FILES if name in CLEAN})
 STARTED = time.monotonic()
 
 ABOUT = """
@@ -73,13 +100,6 @@ for need in map(Requirement, metadata.requires("natslab")):
         except metadata.PackageNotFoundError:
             missing.append(need.name)
 print(json.dumps([importlib.util.find_spec("natslab").origin, missing]))
-"""
-NEEDS = """
-import itertools, json, sys, tomllib
-data = tomllib.load(open(sys.argv[1], "rb"))
-extras = data["project"]["optional-dependencies"].values()
-lists = [data["build-system"]["requires"], data["project"]["dependencies"], *extras]
-print(json.dumps([*itertools.chain(*lists), "uv"]))
 """
 
 
@@ -110,6 +130,8 @@ def ask(python: str | Path, code: str, *args: str) -> list | None:
 
 def start(command: list, **more) -> subprocess.Popen:
     """A child in its own session: Ctrl-C reaches only us, and `finish` ends it in good order."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's `&`: children must hear it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     more = {"cwd": ROOT, "env": CLEAN, "stdin": subprocess.DEVNULL, **more}
     return subprocess.Popen([str(word) for word in command], start_new_session=True, **more)
 
@@ -130,11 +152,11 @@ def finish(child: subprocess.Popen, gently: int = signal.SIGTERM, patience: floa
             signal.signal(number, handler)
 
 
-def logged(command: list, lock: int | None = None) -> tuple[bool, list[str]]:
+def logged(command: list, lock: int | None = None, **more) -> tuple[bool, list[str]]:
     """Run an installer, showing a line of its output at most once a second; its last lines."""
     # The child holds the lock too: when this process is killed, the next run waits for the child.
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-    child = start(command, pass_fds=[lock] if lock else [], **piped)
+    child = start(command, pass_fds=[lock] if lock else [], **piped, **more)
     tail: collections.deque[str] = collections.deque(maxlen=12)
     shown = time.monotonic()
     try:
@@ -206,30 +228,75 @@ def find_python(minors=MINORS, without_pip: bool = False) -> tuple[str, str]:
 
 
 def active_environment(extras=()) -> Path | None:
-    """The Python of an active conda or virtual environment that has this checkout's course."""
-    for prefix in filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX"))):
+    """The Python of an environment that we did not make and that has this checkout's course.
+
+    An active conda or virtual environment, or a .venv of the reader's.
+    """
+    for prefix in filter(None, [*map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX")), VENV]):
         folder = Path(prefix).resolve()
-        if folder == VENV:
-            continue  # ours: its stamp decides
+        if folder == VENV.resolve() and is_ours():
+            continue  # its stamp decides
         python = folder / "bin" / "python"
-        origin, missing = ask(python, COURSE, *extras) or (None, [])
+        # Compose is asked for where there is none, and only the tests of containers need it.
+        origin, missing = ask(python, COURSE, *({*extras} - {"compose"})) or (None, [])
         if not origin or (ROOT / "lib") not in Path(origin).resolve().parents:
             continue
         if missing:
             raise SystemExit(
-                f"The active environment {folder} lacks {', '.join(missing)}: run\n"
-                f"  {python} -m pip install -e '{ROOT / 'lib'}[{','.join(extras)}]'\n"
+                f"The environment {folder} lacks {', '.join(missing)}: run\n"
+                f"  {python} -m pip install {shlex.join(map(str, lock_files(extras)))}\n"
                 "or deactivate it, then run the same command again."
             )
         return python
     return None
 
 
+def is_ours() -> bool:
+    """Whether .venv may be made, mended and made anew by us."""
+    if VENV.is_dir() and not VENV.is_symlink() and not any(VENV.iterdir()):
+        return True
+    return STAMP.is_file() or not os.path.lexists(VENV)
+
+
+def refuse_foreign() -> None:
+    if not is_ours():
+        raise SystemExit(
+            f"{VENV} was not made by this command, and it lacks the course: rename that folder, "
+            "then run the same command again."
+        )
+
+
 # ---- the environment ----------------------------------------------------------------------
 
 
 def digest() -> str:
-    return hashlib.sha256(PYPROJECT.read_bytes()).hexdigest()
+    files = [PYPROJECT, *sorted(LOCKS.glob("*.txt"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def lock_files(extras=()) -> list:
+    """The words that have an installer install the course's packages, and those of some extras."""
+    return [word for name in ("course", *sorted(extras)) for word in ("-r", LOCKS / f"{name}.txt")]
+
+
+def has_compose() -> bool:
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if re.match(r"v?([2-9]|\d\d)\.", output(*command, "version", "--short")):
+            return True
+    return False
+
+
+def compose_fits() -> bool:
+    """Whether the wheels of Compose run on this machine; as source it is no choice."""
+    kind, version = platform.libc_ver()
+    new = kind == "glibc" and [*map(int, version.split(".")[:2])] >= [2, 35]
+    return new and platform.machine() == "x86_64"
+
+
+def wanted(extras) -> list[str]:
+    """These extras, without what this machine has already or cannot have."""
+    needless = "compose" in extras and (has_compose() or not compose_fits())
+    return sorted({*extras} - ({"compose"} if needless else set()))
 
 
 def needed(extras=()) -> tuple[str, str]:
@@ -246,7 +313,7 @@ def needed(extras=()) -> tuple[str, str]:
     if not about or about[:2] != python[:2]:
         return "make", "has lost the Python that it was made from"
     if pyproject != digest():
-        return "update", "is older than lib/pyproject.toml"
+        return "update", "is older than lib/pyproject.toml or lib/lock"
     if not there.issuperset(extras):
         return "update", f"lacks the packages for {', '.join(sorted(set(extras) - there))}"
     return "", ""
@@ -284,47 +351,74 @@ def failed(tail: list[str], offline: Path | None = None) -> SystemExit:
 
 def install(extras, offline: Path | None, lock: int) -> None:
     """The course into .venv, with uv (ten times faster) or else with pip."""
-    course = "./lib" + (f"[{','.join(extras)}]" if extras else "")
     source = ["--no-index", "--find-links", offline] if offline else []
-    pip = [PYTHON, "-m", "pip", *(["--isolated"] if offline else []), "install"]
-    pip += ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2", *source]
+    hashed = ["--require-hashes", "--no-deps", *WHEELS, *source]
+    steps = [
+        [*hashed, "-r", LOCKS / "build.txt"],  # what builds the two that are there as source
+        [*hashed, *lock_files(extras)],
+        ["--no-deps", "--no-build-isolation", *source, "-e", "./lib"],
+    ]
     uv, own = find_uv(), VENV / "bin" / "uv"
     if not uv:
         say("getting uv, the fast installer")
-        need_pip(lock)
-        done, tail = logged([*pip, "uv"], lock)
+        done, tail = with_pip([[*hashed, "-r", LOCKS / "uv.txt"]], offline, lock)
         if not done and re.search(NETWORK, "\n".join(tail), re.I):
             raise failed(tail, offline)
         uv = own if done else None
     if uv:
         say("installing the course with uv")
-        index = [*source, "--no-config"] if offline else []
-        done, tail = logged([uv, "pip", "install", "--python", PYTHON, *index, "-e", course], lock)
+        command = [uv, "pip", "install", "--python", PYTHON, *(["--no-config"] if offline else [])]
+        done, tail = in_turn(command, steps, lock, CLEAN)
         if done:
             return
         if offline or re.search(DISK, "\n".join(tail), re.I):
             raise failed(tail, offline)
-    say("uv did not succeed: installing with pip, which takes about a minute")
-    need_pip(lock)
-    done, tail = logged([*pip, "-e", course], lock)
+    say("uv did not succeed: installing with pip, which takes a minute or two")
+    done, tail = with_pip(steps, offline, lock)
     if not done:
         raise failed(tail, offline)
 
 
-def need_pip(lock: int) -> None:
-    """An environment that was made when uv was on the machine has none."""
-    if not output(PYTHON, "-m", "pip", "--version"):
+def in_turn(command: list, steps: list, lock: int, env: dict) -> tuple[bool, list[str]]:
+    """An installer's steps, until one fails."""
+    done, tail = True, []
+    for step in steps:
+        done, tail = logged([*command, *step], lock, env=env)
+        if not done:
+            break
+    return done, tail
+
+
+def with_pip(steps: list, offline: Path | None, lock: int) -> tuple[bool, list[str]]:
+    if not output(PYTHON, "-m", "pip", "--version"):  # uv was on the machine when it was made
         logged([PYTHON, "-m", "ensurepip"], lock)
+    env = pip_environment(PYTHON, offline)
+    return in_turn([PYTHON, "-m", "pip", "install", *QUIET_PIP], steps, lock, env)
+
+
+def pip_environment(python: Path, offline: Path | None = None) -> dict:
+    """Of pip.conf only how to reach the packages: it may as well say `user` or `target`."""
+    env = {name: value for name, value in CLEAN.items() if not name.startswith("PIP_")}
+    if not offline:
+        for line in output(python, "-m", "pip", "config", "list").splitlines():
+            key, _, value = line.partition("=")
+            name = "PIP_" + key.split(".")[-1].upper().replace("-", "_")
+            if SOURCES.fullmatch(name):
+                env[name] = " ".join(ast.literal_eval(value).split())
+        env.update({name: value for name, value in CLEAN.items() if name.startswith("PIP_")})
+    return {**env, "PIP_CONFIG_FILE": os.devnull}
 
 
 def make_venv(minors, lock: int) -> None:
     without_pip = find_uv() is not None  # uv needs none in there, and this saves 3 s
     base, version = find_python(minors, without_pip)
     say(f"making .venv with Python {version}")
-    if VENV.is_symlink() or VENV.is_file():
+    if VENV.is_symlink():
         VENV.unlink()
     elif VENV.exists():
         shutil.rmtree(VENV)
+    VENV.mkdir()
+    STAMP.touch()  # from here on it is ours, and half-made
     options = ["--without-pip"] if without_pip else []
     done, tail = logged([base, "-m", "venv", *options, VENV], lock)
     if not done:
@@ -342,9 +436,12 @@ def wheels_for(folder: Path) -> tuple[int, ...]:
 
 def ensure(extras=(), offline: str | Path | None = None) -> Path:
     """The Python that has the course and these extras; made or mended if needed."""
+    printable()
     active = active_environment(extras)
     if active:
         return active
+    refuse_foreign()
+    extras = wanted(extras)
     if not needed(extras)[0]:
         return PYTHON
     folder = Path(offline).resolve() if offline else None
@@ -359,7 +456,7 @@ def ensure(extras=(), offline: str | Path | None = None) -> Path:
             make_venv(minors, lock)
         else:
             extras = {*extras, *json.loads(STAMP.read_text())["extras"]}
-            STAMP.unlink()  # from here on it is half-made
+            STAMP.write_text("")  # from here on it is half-made
         install(sorted(extras), folder, lock)
         made_from = {
             "root": str(ROOT),
@@ -375,22 +472,27 @@ def ensure(extras=(), offline: str | Path | None = None) -> Path:
 
 
 def download(folder: Path) -> None:
-    """Everything that `--offline` needs on machines like this one, as wheels in one folder."""
+    """Everything that `--offline` needs on machines like this one, in one folder."""
     folder.mkdir(parents=True, exist_ok=True)
     base, version = find_python()
-    needs = ask(base, NEEDS, str(PYPROJECT))
     say(f"filling {folder} for Python {version}, about a minute")
+    names = [path.stem for path in LOCKS.glob("*.txt") if path.stem != "compose" or compose_fits()]
+    files = [word for name in names for word in ("-r", LOCKS / f"{name}.txt")]
+    hashed = ["--require-hashes", "--no-deps", *WHEELS]
     with tempfile.TemporaryDirectory() as temporary:
         done, tail = logged([base, "-m", "venv", temporary])
-        if done:
-            # Not `pip download`: some packages are only there as source, and are built here.
-            pip = [Path(temporary) / "bin" / "python", "-m", "pip", "wheel", "--wheel-dir", folder]
-            options = ["--disable-pip-version-check", "--progress-bar", "off"]
-            done, tail = logged([*pip, *options, *needs])
+        python = Path(temporary) / "bin" / "python"
+        env = pip_environment(python)
+        steps = [["install", *hashed, "-r", LOCKS / "build.txt"]]
+        steps += [["download", *hashed, "--dest", folder, *files]]
+        for verb, *step in steps if done else []:
+            done, tail = logged([python, "-m", "pip", verb, *QUIET_PIP, *step], env=env)
+            if not done:
+                break
     if not done:
         raise failed(tail)
-    sizes = [path.stat().st_size for path in folder.glob("*.whl")]
-    say(f"{folder} holds {len(sizes)} wheels, {sum(sizes) / 1e6:.0f} MB")
+    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    say(f"{folder} holds {len(sizes)} packages, {sum(sizes) / 1e6:.0f} MB")
 
 
 # ---- JupyterLab ---------------------------------------------------------------------------
@@ -428,14 +530,17 @@ def open_browser(url: str) -> None:
 def jupyterlab(python: Path, port: int, token: str, log, more: dict) -> subprocess.Popen:
     # The token is in the environment because everybody can read command lines. The folder of
     # the environment leads PATH, so `!natslab` in a cell and a terminal find the same course.
-    path = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
-    # Our defaults (no question about news in front of lesson 00) come before the machine's.
-    defaults = [str(ROOT / "infra" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
-    config = os.pathsep.join(filter(None, defaults))
-    environment = {**CLEAN, "PATH": path, "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_PATH": config}
-    environment.update(more)
+    # Settings, open tabs and history are the course's own: those of other projects stay away.
+    own = {
+        "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")]),
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_CONFIG_DIR": str(CACHE / "jupyter"),
+        "JUPYTER_CONFIG_PATH": str(ROOT / "infra" / "jupyter"),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # else a kernel of the same name in the home wins
+        "IPYTHONDIR": str(CACHE / "ipython"),
+    }
     options = {
-        "ServerApp.root_dir": ROOT / "notebooks",
+        "ServerApp.root_dir": ROOT,  # lessons link to the README
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,
@@ -449,8 +554,9 @@ def jupyterlab(python: Path, port: int, token: str, log, more: dict) -> subproce
     if os.geteuid() == 0:
         options["ServerApp.allow_root"] = True  # containers
     words = [f"--{name}={value}" for name, value in options.items()]
-    command = [python, "-m", "jupyterlab", *words]
-    return start(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    command = [python, "-P", ROOT / "infra" / "jupyter" / "lab.py", *words]
+    piped = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+    return start(command, env={**CLEAN, **own, **more}, **piped)
 
 
 def wait_until_ready(child: subprocess.Popen, port: int, token: str) -> bool:
@@ -485,6 +591,7 @@ def serve(python: Path, port: int, browser: bool, more: dict) -> bool:
         child.returncode, ready = 0, True
     finally:
         finish(child)
+        child.stdin.close()
     if ready and child.returncode == 0:
         say("JupyterLab has ended")
         return True
@@ -504,13 +611,6 @@ def free_port(first: int = 8888) -> int:
 # ---- the command --------------------------------------------------------------------------
 
 
-def has_compose() -> bool:
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if re.match(r"v?([2-9]|\d\d)\.", output(*command, "version", "--short")):
-            return True
-    return False
-
-
 def refuse_taken(port: int | None) -> None:
     if port is not None and not is_free(port):
         raise SystemExit(f"Port {port} is taken or not allowed: choose another --port, or none.")
@@ -525,6 +625,7 @@ def command_line() -> argparse.Namespace:
     add("--port", type=int, help="this port (otherwise the first free one from 8888 upward)")
     add("--compose", action="store_true", help="start the cluster in containers and use it")
     add("--doctor", action="store_true", help="check everything, open nothing")
+    add("--update", action="store_true", help="get the newer course, keep what you wrote, and end")
     add("--offline", metavar="DIR", help="install from this folder of wheels, without a network")
     add("--download", metavar="DIR", help="fill a folder for --offline, and end")
     return parser.parse_args()
@@ -535,8 +636,12 @@ def run() -> int:
     if args.download:
         download(Path(args.download).resolve())
         return 0
+    if args.update:
+        import update
+
+        return update.update(ROOT)
     refuse_taken(args.port)
-    extras = ("compose",) if args.compose and not has_compose() else ()
+    extras = ("compose",) if args.compose else ()
     python = ensure(extras, args.offline)
     say(f"using {python}")
     if args.doctor:
@@ -554,11 +659,19 @@ def run() -> int:
     return 0
 
 
+def printable() -> None:
+    """A terminal that lacks a letter shows a question mark in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a test catches it
+            stream.reconfigure(errors="replace")
+
+
 def stop(_number, _frame) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> int:
+    printable()
     for number in STOPS:
         # A shell's `&` ignores SIGINT, and we must end on it; nohup ignores SIGHUP, and means it.
         if number == signal.SIGINT or signal.getsignal(number) == signal.SIG_DFL:

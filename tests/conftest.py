@@ -1,6 +1,7 @@
 """Fixtures for all tests: a cache of their own, and a lab in it."""
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,9 +12,42 @@ from natslab import Lab
 from natslab.clusters import compose_cli
 from natslab.clusters.compose_cli import ComposeError
 
-# Labs with different caches do not know of each other's ports: each pytest worker has its own.
-FIRST = 20_000 + 2_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw3").removeprefix("gw"))
+sys.modules["rfc3987_syntax"] = None  # see helpers.LEAN
+
+# Labs with different caches do not know of each other's ports: each pytest worker has its own, and
+# so has each pytest that runs beside others without workers.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER") or os.environ.get("NATSLAB_WORKER", "gw3")
+FIRST = 20_000 + 2_000 * int(WORKER.removeprefix("gw"))
 os.environ["NATSLAB_PORTS"] = f"{FIRST}-{FIRST + 1_999}"
+
+
+# Who uses one of these starts servers.
+STARTS_SERVERS = {"lab", "shared", "external"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--turn", type=int, help="only the lessons whose turn it is, as on this day")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts servers, skip by name the lessons that have not changed, and keep to the turn."""
+    if (day := config.getoption("--turn")) is not None:
+        others = [item for item in items if not has_its_turn(item, day)]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
+    unchanged = set(filter(None, os.environ.get("NATSLAB_UNCHANGED", "").split(",")))
+    for item in items:
+        if STARTS_SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("servers")
+        path = getattr(item, "callspec", None) and item.callspec.params.get("path")
+        if path and path.stem in unchanged and "test_lessons_" in item.nodeid:
+            item.add_marker(pytest.mark.skip("unchanged since its last strict green"))
+
+
+def has_its_turn(item: pytest.Item, day: int) -> bool:
+    """Marked turn(i, n) it runs on every n-th day, unmarked on each."""
+    mark = item.get_closest_marker("turn")
+    return mark is None or day % mark.args[1] == mark.args[0]
 
 
 @pytest.fixture

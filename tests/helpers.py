@@ -2,21 +2,36 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import failures
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 HOLDER = ROOT / "tests" / "shared_cluster.py"
+# A shell has what it starts with a `&` ignore SIGINT, and so would our children, whose interruptions
+# are tested.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # What may point a lesson at a cluster of somebody else.
-CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER")
+CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATSLAB_CLUSTER", "NATS_SERVER")
+CELL_SECONDS = 120  # for one cell
+RUN_SECONDS = 400  # for one notebook
+# Without a grammar of international addresses that jsonschema compiles for 1.5 s and no notebook needs.
+LEAN = "import sys; sys.modules['rfc3987_syntax'] = None"
+PYTEST = f"{LEAN}; import pytest; sys.exit(pytest.main())"
+PATIENCE = "3"  # waits may take three times as long beside other tests; claims do not know of it
+SANITIZER = ROOT / "lib" / "natslab" / "authoring" / "compared.cfg"
 
 
 def until[T](seen: Callable[[], T], seconds: float = 10.0, what: str = "that") -> T:
@@ -52,6 +67,54 @@ def clean_environment(**more: str) -> dict[str, str]:
     """This environment without any wish for a certain cluster, and with `more`."""
     env = {name: v for name, v in os.environ.items() if name not in CLUSTER_VARIABLES}
     return env | more
+
+
+@contextmanager
+def environment(**more: str) -> Iterator[None]:
+    """This process' environment as `clean_environment` has it, for as long as the block lasts."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update({k: v for k, v in before.items() if k not in CLUSTER_VARIABLES} | more)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def name_of(path: Path) -> str:
+    """'solutions/01_pub_sub' for a notebook."""
+    return str(path.relative_to(NOTEBOOKS).with_suffix(""))
+
+
+def compare(
+    path: Path, kind: str, folder: Path, note: Callable[[str, object], None], **env: str
+) -> None:
+    """Run a notebook in a process of its own, in which nbval compares every output with what is saved.
+
+    Notes lesson, kind, cells and seconds; the report stays in `folder`. Fails with the claim that
+    does not hold, or with the outputs that differ.
+    """
+    report, begun = folder / "report.xml", time.monotonic()
+    options = ["-c", "tests/pytest.ini", "--rootdir", ROOT, "-W", "default", "--junitxml", report]
+    nbval = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
+    nbval += ["--nbval-sanitize-with", SANITIZER]
+    with python(
+        "-c", PYTEST, "-q", *options, *nbval, path, NATSLAB_PATIENCE=PATIENCE, **env
+    ) as run:
+        try:
+            out, err = run.communicate(timeout=RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            run.terminate()
+            out, err = run.communicate()
+            out += f"\nnot done after {RUN_SECONDS} s"
+    cells = len(list(xml.parse(report).iter("testcase"))) if report.exists() else 0
+    told = {"lesson": name_of(path), "kind": kind, "seconds": time.monotonic() - begun}
+    for name, value in {**told, "cells": cells}.items():
+        note(name, value)
+    if run.returncode or not cells:
+        why = failures.told(report) if cells else []
+        pytest.fail("\n".join(why or [f"{out}{err}"[-4000:]]), pytrace=False)
 
 
 def listens_at(folder: Path) -> str:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Set the course up if needed and test everything:  python3 tests/run.py
+"""Set the course up if needed and test it:  python3 tests/run.py
 
-Every lesson is run three times: strictly compared with its saved outputs, and twice in a row on one
-shared cluster, the second time at the workshop scale; its solutions once, strictly compared. What is skipped is named and counted.
+Every lesson and every solution is run in a process of its own and compared with what is saved, and
+every lesson once more on a cluster that it shares with others. What is skipped is named and counted.
 Only the standard library, any Python from 3.9: it runs before the environment exists.
 """
 
@@ -27,30 +27,31 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "infra"))
 import failures  # noqa: E402
+import green  # noqa: E402
 import up  # noqa: E402
 
 CACHE = ROOT / ".cache"
 RESULTS = CACHE / "results"
+RUNS, COMPOSE_RUNS = "tests/test_lessons_run.py", "tests/test_lessons_compose.py"
+CONTAINERS = ["tests/test_compose_cluster.py", "tests/test_compose_verbs.py"]
 # Tests ask for the kind of cluster that they mean; nothing in the environment may choose for them.
-CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATSLAB_CLUSTER", "NATS_SERVER", "NATSLAB_PORTS")
-CELL_SECONDS = 120
+CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_SERVER")
+CLUSTER_VARIABLES += ("NATSLAB_CLUSTER", "NATSLAB_PORTS", "NATSLAB_COMPOSE_PROJECT")
 WORKERS = "3"  # lessons wait a good part of their time: three at a time keep two cores busy
-SECONDS = ("strict", "shared", "workshop")
-EACH_FILE = ["-n", WORKERS, "--dist", "loadfile"]  # a lesson's cells belong to one worker
+KINDS = ("strict", "shared", "workshop", "compose")  # of the runs of a lesson: markers and columns
+NO_LESSON = " and ".join(f"not {k}" for k in (*KINDS, "pairs", "browser", "containers"))
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-NBVAL = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
-PAIRS = "tests/test_lessons_compose.py"
-ENGINE = (
-    "from natslab.clusters import compose_cli as c; c.require_engine(); print(c.find_compose())"
-)
+ENGINE = "from natslab.clusters import compose_cli as c; c.require_engine(); c.find_compose()"
+SPIN = "while True: pass"
 
 
 class Suite:
     """What was run so far: steps with their verdicts, lessons with their times, what was skipped."""
 
-    def __init__(self, python: Path, verbose: bool) -> None:
+    def __init__(self, python: Path, verbose: bool, unchanged: list[str]) -> None:
         self.python = python
         self.verbose = verbose
+        self.unchanged = unchanged  # lessons that need no run
         self.children: set = set()
         self.failed: list[str] = []
         self.skipped: list[str] = []
@@ -59,31 +60,35 @@ class Suite:
         self.stopping = False
         self.noting = threading.Lock()  # steps that run side by side note what they counted
 
-    def run(self, command: list, **more: str) -> tuple[int, str]:
-        """Exit code and output of a command, run with the environment's programs first on PATH."""
-        if self.stopping:
-            return 130, "stopped"
+    def start(self, command: list, **more) -> subprocess.Popen:
+        """A child with the environment's programs first on PATH, ended with us."""
         path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
         env = {k: v for k, v in up.CLEAN.items() if k not in CLUSTER_VARIABLES}
+        env.update(PATH=path, **more.pop("env", {}))
+        # A session of its own: Ctrl-C reaches only us, and we end the children in good order.
         child = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=ROOT,
-            env={**env, "PATH": path, **more},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C reaches only us; we end the children in good order
+            [str(word) for word in command], cwd=ROOT, env=env, start_new_session=True, **more
         )
         self.children.add(child)
+        return child
+
+    def run(self, command: list, **env: str) -> tuple[int, str]:
+        """Exit code and output of a command."""
+        if self.stopping:
+            return 130, "stopped"
+        pipes = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+        }
+        child = self.start(command, env=env, text=True, errors="replace", **pipes)
         try:
             out, _ = child.communicate()
         finally:
             self.children.discard(child)
         return child.returncode, out
 
-    def step(self, name: str, *commands: list, report: Path | None = None, **more: str) -> bool:
+    def step(self, name: str, *commands: list, report: Path | None = None, **env: str) -> bool:
         """Run commands one after the other until one fails; say why, from its report or its output."""
         if self.stopping:
             return False
@@ -91,7 +96,7 @@ class Suite:
         print(f"… {name}", flush=True)
         code, out = 0, ""
         for command in commands:
-            code, out = self.run(command, **more)
+            code, out = self.run(command, **env)
             if code:
                 break
         print(f"{'✘' if code else '✔'} {name}: {time.monotonic() - start:.0f} s", flush=True)
@@ -107,12 +112,13 @@ class Suite:
             print(f"(all of it: {log.relative_to(ROOT)})", flush=True)
         return code == 0
 
-    def pytest(self, name: str, *words: str, **more: str) -> bool:
+    def pytest(self, name: str, *words: str, **env: str) -> bool:
         """One pytest run; what it counted is added up, what it skipped is named."""
         report = RESULTS / f"{file_name(name)}.xml"
         base = [self.python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", ROOT, "-q"]
         command = [*base, "--junitxml", report, *words]
-        fine = self.step(name, command, report=report, **more)
+        env = {"NATSLAB_UNCHANGED": ",".join(self.unchanged), **env}
+        fine = self.step(name, command, report=report, **env)
         if report.exists():
             with self.noting:
                 for case in xml.parse(report).iter("testcase"):
@@ -122,28 +128,20 @@ class Suite:
         return fine
 
     def note(self, case: xml.Element) -> None:
-        """Count one test or one cell."""
+        """Count one test; of the run of a lesson, what it measured."""
         skip = case.find("skipped")
         bad = case.find("failure") is not None or case.find("error") is not None
         verdict = "failed" if bad else "passed" if skip is None else "skipped"
         self.counts[verdict] += 1
+        told = {p.get("name"): p.get("value") for p in case.iter("property")}
         if skip is not None:
             self.skipped.append(f"{case.get('name')} ({skip.get('message')})")
-        if ".ipynb" in case.get("classname", ""):
-            lesson = self.lesson(notebook_of(case))
-            lesson["cells"] += 1
-            lesson["strict"] += float(case.get("time", 0))
+        elif "lesson" in told:
+            row = self.lessons.setdefault(told["lesson"], {})
+            row[told["kind"]] = float(told["seconds"])
+            row["cells"] = int(told.get("cells") or row.get("cells", 0))
             if bad:
-                lesson["failed"] = f"{case.get('name')} differs from what is saved"
-        if again := re.fullmatch(r"test_twice_on_a_shared_cluster\[(\w+)\]", case.get("name", "")):
-            lesson = self.lesson(again[1])
-            lesson.update({p.get("name"): float(p.get("value")) for p in case.iter("property")})
-            if bad:
-                lesson["failed"] = "failed on the shared cluster"
-
-    def lesson(self, name: str) -> dict:
-        """What is known of a notebook: cells, seconds of each kind of run, why it failed."""
-        return self.lessons.setdefault(name, {"cells": 0, **dict.fromkeys(SECONDS, 0.0)})
+                row.setdefault("failed", []).append(told["kind"])
 
     def stop(self, *_: object) -> None:
         """End all children; their own clean-up takes a moment."""
@@ -162,18 +160,8 @@ class Suite:
 
 def written() -> list[Path]:
     """The lessons that exist."""
-    return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
-def name_of(path: Path) -> str:
-    """'solutions/01_pub_sub' for a notebook."""
-    return str(path.relative_to(ROOT / "notebooks").with_suffix(""))
-
-
-def notebook_of(case: xml.Element) -> str:
-    """The same from the class name that nbval gives to a cell: 'notebooks.solutions.01_pub_sub.ipynb'."""
-    words = case.get("classname", "").split(".")
-    return "/".join(words[words.index("notebooks") + 1 : -1])
+    found = (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")
+    return sorted(path for path in found if ".mine" not in path.name)  # those are a reader's
 
 
 def file_name(step: str) -> str:
@@ -184,6 +172,11 @@ def file_name(step: str) -> str:
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[-1][:200] if lines else "no output"
+
+
+def among(lessons: list[Path]) -> list[str]:
+    """The words that make pytest run these lessons only."""
+    return ["-k", " or ".join(path.stem for path in lessons)]
 
 
 # ---- the steps -----------------------------------------------------------------------------
@@ -200,30 +193,32 @@ def lint(suite: Suite) -> None:
     )
 
 
-def unit_tests(suite: Suite, only: str) -> None:
+def unit_tests(suite: Suite, quick: bool = False, nightly: bool = False, only: str = "") -> None:
+    which = (
+        NO_LESSON + ("" if nightly else " and not nightly") + (" and not servers" if quick else "")
+    )
+    # Whole files at a time: they share a cluster.
+    words = ["-m", which, "-n", WORKERS, "--dist", "loadfile", *(["-k", only] if only else [])]
+    name = "tests without servers" if quick else "unit tests"
+    # The compose cluster of the tests that run beside these is not theirs, nor is a reader's.
     # The file that takes longest first, or the others wait for it at the end.
     files = ["tests/test_up.py", "tests"]
-    words = ["-m", "not compose and not browser and not lessons", *EACH_FILE, *files]
-    suite.pytest("unit tests", *words, *(["-k", only] if only else []))
+    suite.pytest(name, *words, *files, NATSLAB_COMPOSE_PROJECT="natslab-elsewhere")
 
 
-def strict(suite: Suite, lessons: list[Path]) -> None:
-    """Every cell's output is what is saved: one file per worker."""
-    solutions = [path.parent / "solutions" / path.name for path in lessons]
-    # Later lessons take longer; they come first, so that all workers end together.
-    files = [path for path in [*lessons[::-1], *solutions] if path.exists()]
-    name = "lessons and solutions, strictly"
-    suite.pytest(name, *NBVAL, *EACH_FILE, *map(str, files), NATSLAB_CLUSTER="embedded")
+def runs(suite: Suite, kind: str, lessons: list[Path], *more: str, **env: str) -> None:
+    """One kind of run of these lessons, some at a time; the longest first, so that all end together."""
+    words = ["-n", WORKERS, "--dist", "load", "--maxschedchunk", "1", *among(lessons), *more]
+    suite.pytest(f"lessons: {kind}", RUNS, "-m", kind, *words, **env)
 
 
-def again(suite: Suite, lessons: list[Path]) -> None:
-    """Each lesson twice on a cluster of somebody else, side by side with others; nothing is left."""
-    words = ["-m", "lessons", "-n", WORKERS, "--dist", "load", "--maxschedchunk", "1", "tests"]
-    chosen = " or ".join(path.stem for path in lessons)
+def shared(suite: Suite, lessons: list[Path], all_: bool) -> None:
+    """Lessons side by side on a cluster of somebody else, on which nothing may be left."""
     with shared_cluster(suite) as told:
         servers = ",".join(told["servers"])
-        name = "lessons twice on one shared cluster, first small, then large"
-        suite.pytest(name, *words, "-k", chosen, SHARED_CLUSTER=servers)
+        runs(suite, "shared", lessons, *([] if all_ else todays()), SHARED_CLUSTER=servers)
+        if all_:
+            runs(suite, "workshop", lessons, SHARED_CLUSTER=servers)
         look = [suite.python, "tests/shared_cluster.py", "--left"]
         suite.step("nothing is left on the shared cluster", look, NATS_URL=servers)
 
@@ -231,41 +226,29 @@ def again(suite: Suite, lessons: list[Path]) -> None:
 @contextlib.contextmanager
 def shared_cluster(suite: Suite):
     """A cluster in a process of its own, gone with this block."""
-    holder = subprocess.Popen(
-        [str(suite.python), str(ROOT / "tests" / "shared_cluster.py")],
-        env=up.CLEAN,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = suite.start([suite.python, "tests/shared_cluster.py"], text=True, **pipes)
     try:
-        yield json.loads(holder.stdout.readline() or "{}")
+        yield json.loads(holder.stdout.readline() or '{"servers": []}')
     finally:
         holder.communicate(timeout=30)  # closes its standard input, and it ends its cluster
+        suite.children.discard(holder)
 
 
 def compose(suite: Suite, name: str, *words: str) -> None:
+    """Tests that need a Docker engine, one at a time: their ports are fixed."""
     code, out = suite.run([suite.python, "-c", ENGINE])
     if code:
         suite.skipped.append(f"{name}: {last_line(out)}")
         return
-    suite.pytest(name, "-m", "compose", *words)
+    suite.pytest(name, *words, NATSLAB_WORKER="gw4")
 
 
 def browser(suite: Suite) -> None:
     if not any(map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))):
         suite.skipped.append("browser test: no Chromium is installed")
         return
-    suite.pytest("JupyterLab in a browser", "-m", "browser", "tests")
-
-
-def repeat(suite: Suite, lessons: list[Path], times: int) -> None:
-    """The same lesson again and again, on whatever cluster the environment asks for."""
-    chosen = {name: os.environ[name] for name in CLUSTER_VARIABLES if name in os.environ}
-    for i in range(times):
-        files = [str(path) for path in lessons]
-        suite.pytest(f"run {i + 1} of {times}", *NBVAL, *files, **chosen)
+    suite.pytest("JupyterLab in a browser", "tests/test_browser.py")
 
 
 def side_by_side(*lanes: list) -> None:
@@ -280,44 +263,86 @@ def side_by_side(*lanes: list) -> None:
             lane.result()
 
 
-def everything(suite: Suite, lessons: list[Path], *, quick: bool, only_lessons: bool) -> None:
-    """All steps, some side by side.
+def everything(suite: Suite, lessons: list[Path], all_: bool) -> None:
+    """All steps; those side by side claim nothing about time, or little."""
+    side_by_side(
+        [partial(unit_tests, suite, nightly=all_)],
+        [partial(lint, suite), partial(browser, suite)],
+        [partial(compose, suite, "containers", *CONTAINERS)],
+    )
+    runs(suite, "strict", lessons)
+    shared(suite, lessons, all_)
+    if all_:
+        compose(suite, "lessons: compose", COMPOSE_RUNS, "-m", "compose", *among(lessons))
+    pairs = [COMPOSE_RUNS, "-m", "pairs", *([] if all_ else todays())]
+    compose(suite, "two lessons at once on compose", *pairs)
 
-    Not the strict runs, whose outputs tell of measurements; and not the unit tests beside the
-    compose tests, because some ask whether the compose cluster is up.
-    """
-    units, check = partial(unit_tests, suite, ""), partial(lint, suite)
-    compared, repeated = partial(strict, suite, lessons), partial(again, suite, lessons)
-    browsed = partial(browser, suite)
-    contained = partial(compose, suite, "compose tests", "tests", "--ignore", PAIRS)
-    if not only_lessons:
-        side_by_side([units], [check] if quick else [check, browsed])
-    if quick:
-        compared()
-    elif only_lessons:
-        side_by_side([compared, repeated])
-    else:
-        compared()
-        side_by_side([repeated], [contained])
-        compose(suite, "lessons on compose, two at once", PAIRS)
+
+def todays() -> list[str]:
+    """What takes long is run by turns, every day something else."""
+    return ["--turn", str(int(time.time() // 86400))]
+
+
+# ---- margins -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def load(suite: Suite, processes: int):
+    """So many processes that do nothing but take the processor."""
+    spinning = [suite.start([sys.executable, "-c", SPIN]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for child in spinning:
+            child.kill()
+            child.wait()
+            suite.children.discard(child)
+
+
+def margins(suite: Suite, lessons: list[Path]) -> None:
+    """The room that the claims of these lessons have, the tightest first."""
+    file = RESULTS / "margins.jsonl"
+    runs(suite, "strict", lessons, NATSLAB_MARGINS=str(file))
+    lines = file.read_text().splitlines() if file.exists() else []
+    tightest: dict[tuple[str, str], dict] = {}
+    for row in map(json.loads, lines):
+        key = (row["claim"], row["source"])
+        if row["room"] < tightest.get(key, {"room": float("inf")})["room"]:
+            tightest[key] = row
+    print(f"\n{len(lines)} comparisons of {len(tightest)} claims; room is the ratio of both sides")
+    for name, timed in (("about time or rate", True), ("others", False)):
+        some = sorted(
+            (r for r in tightest.values() if r["timed"] == timed), key=lambda r: r["room"]
+        )
+        print(f"the ten tightest of the {len(some)} {name}:")
+        for row in some[:10]:
+            sides = ", ".join(f"{side:.4g}" for side in row["sides"])
+            print(f"{row['room']:8.2f}  {row['claim']}  [{row['source']}: {sides}]")
 
 
 # ---- the command ---------------------------------------------------------------------------
 
 
 def table(suite: Suite, lessons: list[Path]) -> None:
-    print(f"\n{'lesson':36} {'cells':>5} {'compared':>9} {'shared':>7} {'workshop':>9}  verdict")
+    heads = "".join(f"{kind:>10}" for kind in KINDS)
+    print(f"\n{'lesson':36} {'cells':>5}{heads}  verdict")
     for name, row in sorted(suite.lessons.items()):
-        verdict = row.get("failed", "ok")
-        seconds = [f"{row[kind]:.1f} s" if row[kind] else "" for kind in SECONDS]
-        print(
-            f"{name:36} {row['cells']:5} {seconds[0]:>9} {seconds[1]:>7} {seconds[2]:>9}  {verdict}"
-        )
-    names = [name_of(path) for path in lessons]
-    executed = sum(suite.lessons.get(name, {}).get("cells", 0) > 0 for name in names)
-    print(f"\n{executed} of {len(names)} lessons executed, {len(names) - executed} skipped")
-    if executed < len(names):
+        seconds = "".join(f"{f'{row[kind]:.1f} s' if kind in row else '':>10}" for kind in KINDS)
+        verdict = f"failed: {', '.join(row['failed'])}" if "failed" in row else "ok"
+        print(f"{name:36} {row['cells']:5}{seconds}  {verdict}")
+    run = [path.stem for path in lessons if "strict" in suite.lessons.get(path.stem, {})]
+    unchanged = [path.stem for path in lessons if path.stem in suite.unchanged]
+    print(f"\n{len(run)} of {len(lessons)} lessons executed")
+    shared_ = sum("shared" in row for row in suite.lessons.values())
+    if 0 < shared_ < len(lessons):
+        print(f"{shared_} of them had their turn on the shared cluster today; --all has each")
+    if unchanged:
+        print(f"unchanged since they were green, and not run: {', '.join(unchanged)}")
+    if len(run) + len(unchanged) < len(lessons):
         suite.failed.append("not every lesson was executed")
+
+
+def summary(suite: Suite) -> None:
     for what in suite.skipped:
         print(f"skipped: {what}")
     for what in dict.fromkeys(suite.failed):
@@ -328,16 +353,38 @@ def table(suite: Suite, lessons: list[Path]) -> None:
 
 def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="run.py", description="Set up if needed, test everything."
+        prog="run.py", description="Set up if needed, test what has changed since it was green."
     )
     add = parser.add_argument
     add("--lesson", type=int, action="append", metavar="NN", help="only this lesson")
-    add("--quick", action="store_true", help="lint, unit tests, one strict run of the lessons")
+    add("--quick", action="store_true", help="lint, structure, tests without servers")
+    add("--fresh", action="store_true", help="skip no lesson because it has not changed")
+    add("--all", action="store_true", help="also at the workshop scale, and all on compose")
+    add("--margins", action="store_true", help="how much room the claims of the lessons have")
+    add("--load", type=int, default=0, metavar="N", help="beside N processes that only spin")
     add("-k", metavar="EXPR", default="", help="only unit tests whose names match")
-    add("--repeat", type=int, metavar="N", help="with --lesson: run it N times, nothing else")
+    add("--repeat", type=int, metavar="N", help="with --lesson: compare it N times, nothing else")
     add("--setup-only", action="store_true", help="make the environment and end")
     add("-v", "--verbose", action="store_true", help="show what every step prints")
     return parser.parse_args()
+
+
+def asked(suite: Suite, args: argparse.Namespace, lessons: list[Path]) -> None:
+    if args.k or args.quick:
+        side_by_side(
+            [partial(unit_tests, suite, args.quick, args.all, args.k)],
+            [] if args.k else [partial(lint, suite)],
+        )
+    elif args.margins:
+        margins(suite, lessons)
+    elif args.repeat:
+        for _ in range(args.repeat):
+            runs(suite, "strict", lessons)
+    elif args.lesson:
+        runs(suite, "strict", lessons)
+        shared(suite, lessons, all_=True)
+    else:
+        everything(suite, lessons, args.all)
 
 
 def main() -> int:
@@ -348,21 +395,21 @@ def main() -> int:
     shutil.rmtree(RESULTS, ignore_errors=True)
     RESULTS.mkdir(parents=True)
     start = time.monotonic()
-    suite = Suite(python, args.verbose)
+    lessons = [p for p in written() if not args.lesson or int(p.name[:2]) in args.lesson]
+    states = green.states(lessons, python)
+    may_skip = not (args.fresh or args.all or args.lesson or args.margins or args.repeat)
+    suite = Suite(python, args.verbose, green.unchanged(states) if may_skip else [])
     for number in STOPS:
         signal.signal(number, suite.stop)
-    lessons = [p for p in written() if not args.lesson or int(p.name[:2]) in args.lesson]
-    if args.repeat:
-        repeat(suite, lessons, args.repeat)
-    elif args.k:
-        unit_tests(suite, args.k)
-        lessons = []
-    else:
-        everything(suite, lessons, quick=args.quick, only_lessons=bool(args.lesson))
+    with load(suite, args.load):
+        asked(suite, args, lessons)
     if suite.stopping:
         print("stopped; nothing of the tests runs on", file=sys.stderr)
         return 130
-    table(suite, lessons)
+    if not (args.k or args.quick):
+        table(suite, lessons)
+        green.note(states, suite.lessons)
+    summary(suite)
     print(f"{time.monotonic() - start:.0f} s in all")
     return int(bool(suite.failed))
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import helpers
@@ -17,6 +18,8 @@ from helpers import nothing_left, until
 from natslab import Lab, LabError
 from natslab.clusters import server
 from nbclient import NotebookClient
+
+pytestmark = pytest.mark.servers
 
 DEAD = "unix:///nonexistent/docker.sock"
 
@@ -51,6 +54,11 @@ def silent_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,13 +82,30 @@ async def test_named_server_is_too_old(
     assert "is 2.9.10, the course needs 2.12 or newer: unset NATS_SERVER" in said
 
 
-def test_old_server_on_path_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = fake_server(tmp_path, "2.9.10")
-    monkeypatch.delenv("NATS_SERVER", raising=False)
+@pytest.mark.parametrize("version", ["2.9.10", "2.99.0"])
+def test_the_server_of_the_course_wins_over_one_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """The saved outputs are those of its version."""
+    other = fake_server(tmp_path, version)
+    monkeypatch.setenv("NATS_SERVER", " ")  # empty: unset
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    path, version = server.find_server()
-    assert path != old
-    assert server.version_of(version) >= server.MIN_VERSION
+    path, _ = server.find_server()
+    assert path == Path(server._from_wheel()) != other
+
+
+def test_a_server_on_path_serves_where_there_is_no_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_SERVER", "")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(server, "_from_wheel", lambda: None)
+    other = fake_server(tmp_path, "2.12.0")
+    assert server.find_server() == (other, "2.12.0")
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("NATS_SERVER", "nats-server")  # a word that the PATH knows
+    assert server.find_server() == (other, "2.12.0")
 
 
 async def test_no_server_at_all(
@@ -197,7 +222,7 @@ async def test_no_jetstream(cache: Path, tmp_path: Path, monkeypatch: pytest.Mon
     binary, _ = server.find_server()
     plain = psutil.Popen([binary, "-a", "127.0.0.1", "-p", str(port), "-l", os.devnull])
     try:
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 10, "the server")
+        until(partial(answers, port), 10, "the server")
         monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{port}")
         assert "JetStream does not answer" in await refused(cache)
     finally:

@@ -1,4 +1,4 @@
-"""As a reader sees it: JupyterLab opens lesson 15, runs all cells, and shows its charts."""
+"""As a reader sees it: JupyterLab opens lessons, follows their links, runs them, shows charts."""
 
 import re
 import shutil
@@ -11,11 +11,11 @@ from pathlib import Path
 import helpers
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 pytestmark = pytest.mark.browser
 
-FIRST, LESSON = "00_start_here.ipynb", "15_at_least_once_queue.ipynb"
+FIRST, LESSON = "notebooks/00_start_here.ipynb", "notebooks/15_at_least_once_queue.ipynb"
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 # Without these a browser looks for hosts that a test machine may not reach, at every start.
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -23,15 +23,17 @@ QUIET += ["--disable-background-networking", "--disable-component-update"]
 SCREENSHOT = helpers.ROOT / ".cache" / "lesson-15.png"
 
 
-@pytest.fixture
-def course(tmp_path: Path) -> Path:
-    """A copy of the checkout whose notebooks JupyterLab may save, with the same environment."""
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout whose notebooks JupyterLab may save."""
+    tmp_path = tmp_path_factory.mktemp("course")
     for name in ("infra", "lib", "notebooks"):
         shutil.copytree(helpers.ROOT / name, tmp_path / name)
+    shutil.copy(helpers.ROOT / "README.md", tmp_path)
     return tmp_path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(course: Path) -> Iterator[str]:
     """JupyterLab started by command one."""
     server = subprocess.Popen(
@@ -89,6 +91,44 @@ def test_run_all_cells_of_lesson_15(address: str, page: Page, course: Path) -> N
     assert charts_seen(page) == 3
     colours = Image.open(SCREENSHOT).convert("RGB").getcolors(1 << 24)
     assert len(colours) > 100, "the screenshot is blank"
+
+
+def test_links_lead_to_the_table_of_lessons_and_to_the_next_one(address: str, page: Page) -> None:
+    page.goto(address)
+    open_lesson(page, "Start here")
+    link(page, "all lessons").click()
+    readme = page.locator(".jp-MarkdownViewer")
+    expect(readme.get_by_role("heading", name="The lessons", exact=True)).to_be_visible()
+    expect(readme.get_by_role("link", name="Build a chat")).to_be_visible()
+
+    # Back to the lesson's tab, and on to the next one.
+    page.locator(".lm-TabBar-tab", has_text="00_start_here").click()
+    link(page, "01 →").click()
+    open_lesson(page, "Publish and subscribe")
+
+    # From the table to a lesson too.
+    page.locator(".lm-TabBar-tab", has_text="README.md").click()
+    readme.get_by_role("link", name="Build a chat").click()
+    open_lesson(page, "Build a chat")
+
+
+def test_tabs_are_the_courses_own(address: str, page: Page, course: Path) -> None:
+    """They are saved in its folder, not in the reader's home where all projects meet."""
+    page.goto(address)
+    open_lesson(page, "Start here")
+    saved = course / ".cache" / "jupyter" / "lab" / "workspaces"
+    helpers.until(lambda: list(saved.glob("*.jupyterlab-workspace")), 30, "the saved workspace")
+
+
+def open_lesson(page: Page, title: str) -> None:
+    """See a lesson's title, in the tab that is in front."""
+    shown = page.locator(".jp-Notebook:visible").get_by_role("heading", name=title)
+    expect(shown.first).to_be_visible(timeout=60_000)
+
+
+def link(page: Page, name: str) -> Locator:
+    """A link of the navigation line at the top of a lesson."""
+    return page.locator(".jp-Notebook:visible").get_by_role("link", name=name).first
 
 
 def kernel_waits(page: Page, address: str) -> bool:

@@ -8,9 +8,12 @@ import matplotlib.image
 import pandas as pd
 import pytest
 from IPython.display import Image
+from matplotlib import colors
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from natslab import charts, measure
 from natslab.authoring.course import course
-from natslab.charts import flow, style
+from natslab.charts import amounts, flow, style
 
 EVENTS = pd.DataFrame(
     [
@@ -167,6 +170,79 @@ def test_a_role_looks_the_same_everywhere() -> None:
         for other in style.ROLES.values():
             if colour == other[0]:
                 assert (marker, line) == other[1:] or marker != other[1], name
+
+
+# Names of NATS begin with $, which is no formula.
+
+DOLLARS = "$SRV.PING answers sooner than $JS.API.INFO"
+WORDS = pd.Series([1.0, 2], [0, 1])
+TWO = {DOLLARS: WORDS, "$KV.A_$B": WORDS + 1}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: charts.lines(TWO, DOLLARS, "$KV.A_$B", x="$KV.A_$B", faults=[(0, "$KV.A_$B")]),
+        lambda: charts.totals(TWO, DOLLARS, unit="$KV.A_$B"),
+        lambda: charts.lanes(EVENTS.assign(who="$KV.A_$B", what="$A_$B"), DOLLARS),
+        lambda: charts.intervals(BUSY.assign(who="$KV.A_$B", label="$A_$B"), DOLLARS),
+        lambda: charts.calls(CALLS.assign(error="$KV.A_$B"), DOLLARS, faults=[(0, "$A_$B")]),
+        lambda: charts.bars({DOLLARS: 1, "$KV.A_$B": 2}, DOLLARS, "$A_$B"),
+        lambda: charts.bars(pd.DataFrame({"$A_$B": [1], "$C_$D": [2]}, ["$E_$F"]), DOLLARS, "a"),
+        lambda: charts.latencies({"$KV.A_$B": [1, 2], DOLLARS: [3, 4]}, DOLLARS),
+        lambda: charts.matches(HEARD.set_axis(["$A_$B", "$KV.>"]), DOLLARS),
+        lambda: charts.topology([{**VIEW[0], "leads": ["$KV.A_$B", "$A"]}], DOLLARS),
+    ],
+    ids=["lines", "totals", "lanes", "intervals", "calls", "bars", "groups", "latencies"]
+    + ["matches", "topology"],
+)
+def test_dollars_are_drawn_as_written(
+    draw: Callable[[], object], shown: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k)
+    )
+    draw()
+    texts = figures[0].findobj(Text)
+    assert any(text.get_text() == DOLLARS for text in texts), "the title"
+    assert not any(text.get_parse_math() for text in texts)
+    (image,) = shown
+    assert size_of(image.data) == (864, 360)
+
+
+def test_dollars_in_the_flow_picture() -> None:
+    with_dollars = flow.draw([["client"], ["($KV.A_$B)"]], [["client", "($KV.A_$B)", "$A_$B"]])
+    assert size_of(with_dollars) == (864, 300)
+
+
+# A colour means something.
+
+
+def colours_of(figure: Figure) -> list[list[str]]:
+    return [
+        [colors.to_hex(bar.get_facecolor()).upper() for bar in c] for c in figure.axes[0].containers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"one": 1, "two": 2, "three": 3}, [[style.BLUE] * 3]),
+        ({"one": 1, "lost": 2, "received": 3}, [[style.BLUE, style.RED, style.GREEN]]),
+        (GROUPS, [[style.BLUE] * 2, [style.RED] * 2]),
+    ],
+    ids=["names", "roles", "groups"],
+)
+def test_bars_of_one_kind_have_one_colour(
+    values: object, expected: list, shown: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(amounts, "show", lambda figure, title: figures.append(figure))
+    charts.bars(values, "Title", "a second")
+    assert colours_of(figures[0]) == expected
 
 
 @pytest.mark.parametrize("number", [row.number for row in course() if row.flow])

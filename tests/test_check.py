@@ -7,6 +7,7 @@ import nats
 import pytest
 from nats.errors import NoRespondersError
 from natslab import CheckFailed, Lab, LabError, check, exercise, expect, settled, until
+from natslab.clusters.base import Event
 
 
 def said(capsys: pytest.CaptureFixture) -> list[str]:
@@ -90,6 +91,91 @@ async def test_until() -> None:
         await until(lambda: False, timeout=0.05, what="the moon")
     with pytest.raises(ZeroDivisionError):
         await until(lambda: 1 / 0)
+
+
+def test_a_false_claim_in_a_function_keeps_its_message() -> None:
+    sent, got = [1, 2], [1]
+    with pytest.raises(CheckFailed, match="all sent came"):
+        check("all sent came", all(x in got for x in sent))
+    words = {"a": 1}
+    with pytest.raises(CheckFailed, match="no word was lost"):
+        check("no word was lost", words.pop("a") == 2 and words["b"])  # cannot be asked again
+
+
+def test_nothing_ticks_without_an_answer(capsys: pytest.CaptureFixture) -> None:
+    async def later() -> bool:
+        return False
+
+    with pytest.raises(CheckFailed, match="it was not called"):
+        check("a function", later)
+    with pytest.raises(CheckFailed, match="was not awaited"):
+        check("a coroutine", later())
+    exercise("1. the judge", "a", lambda _: later)
+    exercise("1. the judge", "a", lambda _: later())
+    assert "not called" in said(capsys)[0]
+    with pytest.raises(CheckFailed, match="no word was lost"):
+        check("no word was lost", Undecided())
+
+
+class Undecided:
+    """As a table is neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither")
+
+
+def test_what_was_not_shown_is_not_claimed(capsys: pytest.CaptureFixture) -> None:
+    seen = Event(1.0, "kill", "n1", 0.1)
+    check("nothing was lost", True, after=seen)
+    check("nothing was lost", True, after=None)
+    check("nothing was lost", False, after=None)
+    assert said(capsys) == ["✔ nothing was lost", *["– nothing was lost: not shown here"] * 2]
+    with pytest.raises(CheckFailed):
+        check("nothing was lost", False, after=seen)
+
+
+def test_a_claim_about_time_says_so() -> None:
+    fast, slow = 1.0, 2.0
+    with pytest.raises(CheckFailed, match=r"✘ it is faster \(a claim about time\)"):
+        check("it is faster", slow < fast, timed=True)
+
+
+async def test_until_keeps_its_deadline() -> None:
+    async def hangs() -> bool:
+        await asyncio.sleep(5)
+        return True
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="waited 0.1 s for the answer"):
+        await until(hangs, timeout=0.1, what="the answer")
+    assert time.monotonic() - began < 1
+
+    async def times_out() -> bool:
+        raise TimeoutError("my own")
+
+    with pytest.raises(TimeoutError, match="my own"):
+        await until(times_out)
+    with pytest.raises(TypeError, match="it was not called"):
+        await until(lambda: asyncio.Event().is_set)
+
+
+async def test_until_looks_once_more_after_a_loop_that_stood_still() -> None:
+    came: list[int] = []
+    asyncio.get_running_loop().call_later(0.02, time.sleep, 0.3)  # over the deadline
+    asyncio.get_running_loop().call_later(0.03, came.append, 1)
+    await until(lambda: came, timeout=0.1)
+
+
+async def test_patience_stretches_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATSLAB_PATIENCE", "3")
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"waited 0.3 s"):
+        await until(lambda: False, timeout=0.1)
+    assert time.monotonic() - began >= 0.3
+    for wrong in ("much", "0.5", "-1", "nan"):
+        monkeypatch.setenv("NATSLAB_PATIENCE", wrong)
+        with pytest.raises(LabError, match=f"NATSLAB_PATIENCE={wrong}: write a number"):
+            await until(lambda: True)
 
 
 def test_expect_prints_one_line(capsys: pytest.CaptureFixture) -> None:

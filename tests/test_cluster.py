@@ -5,16 +5,20 @@ import json
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import helpers
 import nats
 import pytest
-from natslab import Lab, LabError
-from natslab.clusters import ports, server
+from natslab import Lab, LabError, until
+from natslab.clusters import base, ports, server
+from natslab.clusters.base import Event
 from natslab.clusters.connect import connect
-from natslab.clusters.ports import reserved_ports
+from natslab.clusters.ports import reserve_ports
+
+pytestmark = pytest.mark.servers
 
 
 async def test_start_gives_a_quorum(lab: Lab) -> None:
@@ -72,6 +76,79 @@ async def test_every_verb_has_its_effect(lab: Lab) -> None:
         await lab.heal("n1")
 
 
+@pytest.mark.parametrize("verb", ["restart", "stop", "lame_duck", "kill"])
+async def test_what_a_paused_node_is_told_reaches_it(lab: Lab, verb: str) -> None:
+    await lab.pause("n2")
+    began = time.monotonic()
+    await getattr(lab, verb)("n2")
+    assert time.monotonic() - began < 15, "a signal waits for ever in a frozen process"
+    if verb == "restart":
+        assert await lab.cluster.unhealthy() == []
+        assert [event.verb for event in lab.events] == ["pause", "stop", "restart"]
+    else:
+        assert lab.cluster.processes["n2"].returncode == (-9 if verb == "kill" else 0)
+
+
+async def test_a_restart_onto_a_taken_port_ends_at_once(lab: Lab) -> None:
+    await lab.kill("n2")
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", urlsplit(lab.cluster.nodes["n2"].url).port)):
+        with pytest.raises(LabError, match=r"^restart: .*n2") as caught:
+            await lab.restart("n2")
+        assert time.monotonic() - began < 10
+        assert len(str(caught.value).splitlines()) == 1
+        began = time.monotonic()
+        with pytest.raises(LabError, match=r"^healthy: .*n2"):
+            await lab.wait_until_healthy()
+        assert time.monotonic() - began < 5
+    await lab.restart("n2")
+
+
+async def test_what_ends_the_hope_may_be_what_was_waited_for(lab: Lab, monkeypatch) -> None:
+    """A node that ends between the look at it and the look at its process."""
+    looks = []
+
+    async def down(node: str) -> bool:
+        looks.append(node)
+        return len(looks) > 1
+
+    monkeypatch.setattr(lab.cluster, "_hopeless", lambda node: "Node n1 has ended.")
+    await lab.cluster._seen("kill", "n1", down, 5)
+    assert len(looks) == 2
+
+
+async def test_no_node_answers_is_one_sentence(lab: Lab) -> None:
+    for node in lab.nodes:
+        await lab.kill(node)
+    for ask in (lab.leader_of("S"), lab.move_leader("S", away_from="n1")):
+        began = time.monotonic()
+        with pytest.raises(LabError, match=r"^No node of the cluster answers\. Start the missing"):
+            await ask
+        assert time.monotonic() - began < 5
+
+
+async def test_who_asks_for_a_leader_may_lose_the_node_that_is_asked(lab: Lab, monkeypatch) -> None:
+    asked, real = [], base.connect
+
+    async def recorded(options: dict) -> nats.NATS:
+        asked.append(await real(options))
+        return asked[-1]
+
+    monkeypatch.setattr(base, "connect", recorded)
+    asking = asyncio.create_task(lab.leader_of("NOT_THERE", timeout=3))
+    await until(lambda: asked, 2, "the connection")
+    first = lab.node_of(asked[0])
+    await lab.kill(first)
+    with pytest.raises(TimeoutError, match="a leader of stream NOT_THERE"):
+        await asking
+    assert len(asked) == 2 and all(nc.is_closed for nc in asked)
+
+
+def test_an_event_that_was_not_shown_is_false() -> None:
+    assert Event(0.0, "kill", "n1", 0.0)
+    assert not Event(0.0, "kill", "n1", 0.0, shown=False)
+
+
 async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     nc = await nats.connect(**lab.options)
     js = nc.jetstream()
@@ -114,19 +191,15 @@ def test_ports_reserved_twice_never_collide(
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder in folders:
         folder.mkdir()
-    with reserved_ports(folders[0], 9) as first:
-        pass  # the claim lasts as long as its folder, the lock only while servers start
-    with reserved_ports(folders[1], 9) as second:
-        assert len({*first, *second}) == 18
-    with (
-        pytest.raises(LabError, match=r"of 9 ports needed are free in 29000-29024: close other"),
-        reserved_ports(folders[2], 9),
-    ):
-        pass
+    first = reserve_ports(folders[0], 9)
+    second = reserve_ports(folders[1], 9)
+    assert len({*first, *second}) == 18
+    with pytest.raises(LabError, match=r"of 9 ports needed are free in 29000-29024: close other"):
+        reserve_ports(folders[2], 9)
     assert not (folders[2] / "ports.json").exists()
-    shutil.rmtree(folders[0])
-    with reserved_ports(folders[2], 9) as third:
-        assert not {*third} & {*second}
+    shutil.rmtree(folders[0])  # the claim lasts as long as its folder
+    third = reserve_ports(folders[2], 9)
+    assert not {*third} & {*second}
 
 
 async def test_a_port_taken_at_the_last_moment_is_replaced(
@@ -156,8 +229,8 @@ def test_a_port_that_is_used_is_not_reserved(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setenv("NATSLAB_PORTS", f"{port}-{port}")
-        with pytest.raises(LabError, match="Only 0 of 1 ports"), reserved_ports(tmp_path / "a", 1):
-            pass
+        with pytest.raises(LabError, match="Only 0 of 1 ports"):
+            reserve_ports(tmp_path / "a", 1)
 
 
 async def test_two_labs_at_once(lab: Lab, cache: Path) -> None:
@@ -181,7 +254,7 @@ async def test_nothing_is_left_after_close(cache: Path, capsys: pytest.CaptureFi
     await lab.close()
     assert helpers.nothing_left(cache)
     assert capsys.readouterr().out.splitlines() == [
-        "lab ready: 3 nodes, JetStream on",
+        "lab ready: 3 nodes, JetStream on (embedded)",
         "lab closed, nothing left behind",
     ]
 
@@ -195,7 +268,7 @@ def test_versions() -> None:
 
 
 async def test_the_store_is_private_to_the_lab(lab: Lab) -> None:
-    folders = [Path(json.loads(s["STORE_DIR"])) for s in lab.cluster.settings.values()]
+    folders = [Path(json.loads(n.settings["STORE_DIR"])) for n in lab.cluster.plan.nodes.values()]
     assert {folder.parent for folder in folders} == {lab.folder}
     assert lab.folder.stat().st_mode & 0o077 == 0, "nobody else can read it"
 

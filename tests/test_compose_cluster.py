@@ -24,10 +24,10 @@ import nats
 import pytest
 from nats.aio.client import Client
 from natslab import settled, until
-from natslab.clusters import compose_cli
+from natslab.clusters import compose, compose_cli
 from natslab.clusters.compose_cli import ComposeError
 
-pytestmark = pytest.mark.compose
+pytestmark = pytest.mark.containers
 
 PROJECT = "natslab-test"
 SEED = "nats://127.0.0.1:4221"
@@ -37,7 +37,7 @@ PUBLISHED = {"127.0.0.1:4221", "127.0.0.1:4222", "127.0.0.1:4223"}
 @pytest.fixture(scope="module")
 def engine(docker_engine: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPOSE_PROJECT_NAME", PROJECT)
+        patch.setenv("NATSLAB_COMPOSE_PROJECT", PROJECT)
         compose_cli.down()  # what an interrupted run left
         yield
         compose_cli.down()
@@ -166,7 +166,7 @@ def test_newer_compose_behind_an_old_one(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize("who_notices", ["we", "docker"])
 def test_port_taken(nothing_up: None, monkeypatch: pytest.MonkeyPatch, who_notices: str) -> None:
     if who_notices == "docker":  # somebody takes it after we looked
-        monkeypatch.setattr(compose_cli, "_is_free", lambda port: True)
+        monkeypatch.setattr(compose_cli, "is_free", lambda port: True)
     with socket.create_server(("127.0.0.1", 4222)):
         with pytest.raises(ComposeError, match="on 127.0.0.1 is taken") as caught:
             compose_cli.up()
@@ -216,6 +216,56 @@ def test_ctrl_c_leaves_nothing(nothing_up: None) -> None:
 
 
 # What must work.
+
+
+def test_one_table_of_ports(engine: None) -> None:
+    """What Compose makes of its file against what Python believes, whatever Compose is told here."""
+    shown = compose_cli._compose(compose_cli.find_compose(), "config", "--format", "json").stdout
+    config = json.loads(shown)
+    assert set(config["services"]) == set(compose_cli.PORTS) == set(compose.NODES)
+    for node, (client, monitor) in compose_cli.PORTS.items():
+        service = config["services"][node]
+        published = {
+            (port["host_ip"], int(port["published"]), port["target"]) for port in service["ports"]
+        }
+        assert published == {("127.0.0.1", client, 4222), ("127.0.0.1", monitor, 8222)}
+        assert service["environment"]["SERVER_NAME"] == node
+        assert service["environment"]["CLIENT_ADVERTISE"] == f"127.0.0.1:{client}"
+        assert compose.NODES[node].url == f"nats://127.0.0.1:{client}"
+        assert compose.NODES[node].monitor == f"http://127.0.0.1:{monitor}"
+
+
+def test_the_readers_variables_do_not_steer_compose(
+    nothing_up: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text("services: {n1: {image: nonsense}}\n")
+    (tmp_path / "other.env").write_text("NATS_IMAGE=nonsense\n")
+    for name, value in {
+        "COMPOSE_PROJECT_NAME": "shop",
+        "COMPOSE_FILE": str(tmp_path / "other.yaml"),
+        "COMPOSE_PATH_SEPARATOR": ",",
+        "COMPOSE_PROFILES": "prometheus",
+        "COMPOSE_ENV_FILES": str(tmp_path / "other.env"),
+        "DOCKER_DEFAULT_PLATFORM": "linux/s390x",
+    }.items():
+        monkeypatch.setenv(name, value)
+    compose_cli.up()
+    names = docker("ps", "--all", "--format", "{{.Names}}").split()
+    assert sorted(names) == [container(node) for node in compose_cli.PORTS]
+    assert monitor("n1", "/varz")["cluster"]["name"] == PROJECT
+    assert asyncio.run(compose.is_up())
+
+
+def test_a_proxy_of_docker_does_not_make_nodes_unhealthy(
+    nothing_up: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proxies = {"default": {"httpProxy": "http://127.0.0.1:9", "httpsProxy": "http://127.0.0.1:9"}}
+    (tmp_path / "config.json").write_text(json.dumps({"proxies": proxies}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    compose_cli.up(timeout=40)
+    inside = docker("inspect", "-f", "{{.Config.Env}}", container("n1"))
+    assert "http_proxy=http://127.0.0.1:9" in inside, "or this tests nothing"
+    assert [row["health"] for row in compose_cli.status()] == ["healthy"] * 3
 
 
 def test_comes_up(nothing_up: None) -> None:
@@ -390,7 +440,7 @@ def test_prometheus_is_no_node_and_goes_down_too(
 ) -> None:
     # An image that is here: it ends at once, because it does not know the options.
     monkeypatch.setenv("PROMETHEUS_IMAGE", os.environ.get("NATS_IMAGE") or "nats:2.15.0-alpine")
-    file = ["-f", str(compose_cli.COMPOSE_FILE), "--profile", "prometheus"]
+    file = ["-p", PROJECT, "-f", str(compose_cli.COMPOSE_FILE), "--profile", "prometheus"]
     up = ["up", "--detach", "--pull", "never", "prometheus"]
     subprocess.run([*compose_cli.find_compose(), *file, *up], capture_output=True, check=True)
     assert docker("ps", "--all", "--quiet", "--filter", f"name={container('prometheus')}")

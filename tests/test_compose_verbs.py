@@ -1,6 +1,7 @@
 """What a lesson does to the compose cluster: kill, pause, cut, restart, and taking turns."""
 
 import asyncio
+import fcntl
 import select
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ import helpers
 import nats
 import pytest
 from natslab import Lab, LabError, until
-from natslab.clusters.turns import Turns
+from natslab.clusters import compose_cli
+from natslab.clusters.compose import container, docker
+from natslab.clusters.turns import Turns, lock_file
 
-pytestmark = pytest.mark.compose
+pytestmark = pytest.mark.containers
 
 TURN = """
 import asyncio, sys
@@ -25,6 +28,13 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.fixture
+def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock is elsewhere than that of the lessons of this machine."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return lock_file()
 
 
 @pytest.fixture
@@ -85,15 +95,62 @@ async def test_an_interrupted_drill_is_mended_by_the_next_lesson(
     await lab.close(quiet=True)
 
 
-async def test_two_of_three_dead_is_one_sentence(compose_lab: Lab) -> None:
-    await compose_lab.kill("n1")
-    await compose_lab.kill("n3")
+@pytest.mark.parametrize("verb", ["restart", "stop", "lame_duck", "kill"])
+async def test_what_a_paused_node_is_told_reaches_it(compose_lab: Lab, verb: str) -> None:
+    await compose_lab.pause("n2")
+    began = time.monotonic()
+    await getattr(compose_lab, verb)("n2")
+    assert time.monotonic() - began < 20
+    if verb != "restart":
+        assert await compose_lab.cluster.is_down("n2")
+        await compose_lab.restart("n2")
+    assert await compose_lab.cluster.unhealthy() == []
+
+
+@pytest.mark.parametrize("verb", ["kill", "stop"])
+async def test_a_majority_that_a_drill_left_down_is_started(compose_lab: Lab, verb: str) -> None:
+    for node in ("n1", "n3"):
+        await getattr(compose_lab, verb)(node)
     compose_lab.cluster.turns.over()
     start = time.monotonic()
-    with pytest.raises(LabError, match=r"no quorum: n1, .* Start the missing nodes"):
-        await type(compose_lab.cluster).join()
-    assert time.monotonic() - start < 15
-    await compose_lab.restart("n1")
+    again = await type(compose_lab.cluster).join()
+    assert time.monotonic() - start < 40
+    assert await again.unhealthy() == []
+    await again.close()
+
+
+async def test_a_cluster_that_is_gone_is_one_sentence(
+    compose: None, cache: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Somebody removes containers under a lesson in the midst of its drill."""
+    lab = await Lab.start(lesson=99, kind="compose", quiet=True)
+    await lab.kill("n1")
+    try:
+        await docker("rm", "-f", *map(container, ("n1", "n3")))
+        began = time.monotonic()
+        with pytest.raises(LabError, match="is not there: run `natslab up`"):
+            await lab.restart("n1")
+        await lab.close()
+        assert "run `natslab up`" in capsys.readouterr().out
+        assert time.monotonic() - began < 20
+        began = time.monotonic()
+        with pytest.raises(LabError, match="is not there: run `natslab up`"):
+            await Lab.start(kind="compose")
+        assert time.monotonic() - began < 15
+    finally:
+        compose_cli.up()
+
+
+async def test_no_node_answers_is_one_sentence(compose_lab: Lab) -> None:
+    for node in compose_lab.nodes:
+        await compose_lab.kill(node)
+    for ask in (compose_lab.leader_of("S"), compose_lab.move_leader("S", "n1")):
+        began = time.monotonic()
+        with pytest.raises(LabError, match=r"^No node of the cluster answers. Start the missing"):
+            await ask
+        assert time.monotonic() - began < 5
+    for node in compose_lab.nodes[:2]:
+        await compose_lab.cluster._launch(node)  # for a quorum two must start at once
     await compose_lab.restart("n3")
     await compose_lab.wait_until_healthy()
 
@@ -115,11 +172,11 @@ def test_a_drill_waits_for_running_cells_and_cells_for_a_drill(cache: Path) -> N
         TURN.format(take="turns.before_cell()"),
         TURN.format(take="await turns.drill()"),
     )
-    with helpers.python("-c", sharing, NATSLAB_CACHE=str(cache)) as cell:
+    with helpers.python("-c", sharing, TMPDIR=str(cache)) as cell:
         assert cell.stdout.readline() == "held\n"
         with (
-            helpers.python("-c", sharing, NATSLAB_CACHE=str(cache)) as other,
-            helpers.python("-c", drilling, NATSLAB_CACHE=str(cache)) as drill,
+            helpers.python("-c", sharing, TMPDIR=str(cache)) as other,
+            helpers.python("-c", drilling, TMPDIR=str(cache)) as drill,
         ):
             assert other.stdout.readline() == "held\n", "two lessons run cells side by side"
             other.kill()
@@ -128,13 +185,55 @@ def test_a_drill_waits_for_running_cells_and_cells_for_a_drill(cache: Path) -> N
             assert drill.stdout.readline() == "held\n"
 
 
-def test_a_lesson_that_holds_on_too_long_is_named(cache: Path, monkeypatch) -> None:
+def test_two_checkouts_share_one_lock(cache: Path, tmp_path_factory) -> None:
+    drilling = TURN.format(take="await turns.drill()")
+    caches = [str(tmp_path_factory.mktemp("checkout")) for _ in range(2)]
+    with helpers.python("-c", drilling, NATSLAB_CACHE=caches[0], TMPDIR=str(cache)) as first:
+        assert first.stdout.readline() == "held\n"
+        with helpers.python("-c", drilling, NATSLAB_CACHE=caches[1], TMPDIR=str(cache)) as second:
+            assert not select.select([second.stdout], [], [], 1.0)[0], "the second drills too"
+            first.kill()
+            assert second.stdout.readline() == "held\n"
+
+
+async def test_a_drill_that_is_cancelled_takes_no_lock(own_lock: Path) -> None:
+    cell, drill, other = Turns(), Turns(), Turns()
+    cell.before_cell()
+    drill.before_cell()
+    waiting = asyncio.create_task(drill.drill())
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    cell.end()
+    await asyncio.sleep(0.2)
+    assert not drill.drilling
+    other.before_cell()  # the cancelled one shares again
+    assert not other._took(fcntl.LOCK_EX), "the cell of the cancelled drill still runs"
+    drill.after_cell()
+    await other.drill()
+    for turns in (drill, other):
+        turns.end()
+
+
+def test_a_lock_in_a_place_of_somebody_else_is_not_used(own_lock: Path) -> None:
+    assert lock_file() == own_lock
+    assert own_lock.parent.stat().st_mode & 0o777 == 0o700
+    own_lock.unlink()
+    own_lock.parent.rmdir()
+    own_lock.parent.symlink_to("/nowhere")
+    with pytest.raises(LabError, match="is not a folder of yours: remove it, or set TMPDIR"):
+        Turns()
+
+
+def test_a_lesson_that_holds_on_too_long_is_named(own_lock: Path, monkeypatch) -> None:
     monkeypatch.setattr("natslab.clusters.turns.PATIENCE", 0.2)
-    monkeypatch.setattr("natslab.clusters.turns.CACHE", cache)
     first, second = Turns(), Turns()
     asyncio.run(first.drill())
     with pytest.raises(LabError, match="restart or close its kernel"):
         second.before_cell()
+    with pytest.raises(LabError, match="restart or close its kernel"):
+        asyncio.run(second.drill())
     first.end()
     second.before_cell()
     second.end()

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from helpers import labs_in, nothing_left, processes_in, until
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from natslab import Lab
-from natslab.clusters import keeper
+from natslab.clusters import keeper, server
+
+pytestmark = pytest.mark.servers
 
 # Two ways to be interrupted in the middle of a start: before and after there are servers.
 MOMENTS = {
@@ -68,6 +72,9 @@ async def test_the_folder_of_a_live_owner_is_not_touched(lab: Lab, cache: Path) 
 def test_an_owner_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:
     mine = keeper.claim(tmp_path)
     assert keeper.owner_lives(mine.folder)
+    (mine.folder / keeper.ALIVE).rename(mine.folder / "hidden")
+    assert keeper.owner_lives(mine.folder), "our own lock is not looked at: on NFS that ends it"
+    (mine.folder / "hidden").rename(mine.folder / keeper.ALIVE)
     mine.alive.close()  # as when the owner dies
     assert not keeper.owner_lives(mine.folder)
     mine.release()
@@ -77,27 +84,117 @@ def test_an_owner_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:
     assert keeper.owner_lives(young), "made an instant ago, its lock comes next"
 
 
-def test_members_were_started_with_a_path_in_the_folder(tmp_path: Path) -> None:
-    """Also in an option, as Prometheus is told; not anywhere, as in the arguments of a neighbour."""
+def test_members_carry_our_mark_whatever_they_are_called(tmp_path: Path) -> None:
+    """Not a neighbour, not somebody who only looks at a file in the folder."""
+    (tmp_path / "link").symlink_to(tmp_path)
     mine = keeper.claim(tmp_path)
-    words = [
-        f"{mine.folder}/x",
-        f"--x={mine.folder}/x",
-        f'["{mine.folder}/x"]',
-        f"{mine.folder}x/y",
-    ]
+    marked = keeper.environment(mine.folder)
+    spelt = marked | {keeper.MARK: str(tmp_path / "link" / mine.folder.name)}
+    neighbour = marked | {keeper.MARK: f"{mine.folder}x"}
+    shell = ["sh", "-c", "read line; exit", "sh"]
     children = [
-        subprocess.Popen([sys.executable, "-c", "input()", word], stdin=subprocess.PIPE)
-        for word in words
+        subprocess.Popen([*command, word], env=env, stdin=subprocess.PIPE)
+        for command, word, env in (
+            ([sys.executable, "-c", "input()"], "", marked),
+            (shell, "", marked),
+            (shell, "", spelt),
+            (shell, f"--x={mine.folder}/x", {}),  # an environment that tells nothing
+            (shell, "", neighbour),
+            (shell, f"{mine.folder}/x", dict(os.environ)),
+        )
     ]
     try:
+        # Between fork and exec a child is still a copy of its parent.
+        until(lambda: len(keeper.members(mine.folder)) == 4, 5, "four members")
         found = {process.pid for process in keeper.members(mine.folder)}
-        assert found == {child.pid for child in children[:2]}
+        assert found == {child.pid for child in children[:4]}
         mine.release()
-        assert [child.poll() is None for child in children] == [False, False, True, True]
+        assert [child.poll() is None for child in children] == [False] * 4 + [True] * 2
     finally:
         for child in children:
             child.communicate()
+
+
+def test_a_folder_stays_while_a_member_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    with helpers.python("-c", "input()", NATSLAB_LAB=str(folder)):
+        monkeypatch.setattr(keeper, "_kill", lambda process: True)  # it cannot be killed
+        keeper.reap(folder, deadline=0.2)
+        assert folder.exists(), "without it nobody would find the member again"
+        monkeypatch.undo()
+        keeper.reap(folder)
+    assert not folder.exists()
+
+
+def test_a_folder_that_vanishes_or_is_of_another_user_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # it was there a moment ago
+    assert not keeper.owner_lives(tmp_path / "gone")
+    monkeypatch.undo()
+
+    def denied(*_: object) -> None:
+        raise PermissionError
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / keeper.ALIVE).touch()
+    assert not keeper.owner_lives(tmp_path / "other")
+    monkeypatch.setattr(Path, "open", denied)
+    assert keeper.owner_lives(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["natsd", "nats server"])
+def test_a_server_under_another_name(cache: Path, tmp_path: Path, name: str) -> None:
+    binary = tmp_path / name
+    shutil.copy(server.find_server()[0], binary)
+    env = {"NATSLAB_CACHE": str(cache / "cache"), "NATS_SERVER": str(binary)}
+    with helpers.python(helpers.HOLDER, **env) as holder:
+        assert holder.stdout.readline(), holder.communicate()[1]
+        assert sum(str(binary) in line for line in processes_in(cache)) == 3
+        os.kill(holder.pid, signal.SIGKILL)
+        until(lambda: nothing_left(cache / "cache"), 5, "the keeper to clean up")
+
+
+FORKING = """
+import asyncio, os, sys, time
+from natslab import Lab
+async def main():
+    lab = await Lab.start(kind="embedded", quiet=True)
+    if os.fork() == 0:
+        if "close" in sys.argv:
+            lab._claim.release()
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+        os._exit(0)
+    await asyncio.to_thread(sys.stdin.read)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("word", ["", "close"])
+def test_a_forked_child_does_not_keep_the_cluster(cache: Path, word: str) -> None:
+    """Nor end it: what is its parent's stays so. `multiprocessing` forks on Linux until Python 3.14."""
+    with helpers.python("-c", FORKING, word, NATSLAB_CACHE=str(cache)) as holder:
+        line = holder.stdout.readline()
+        assert line, holder.communicate()[1]
+        child = psutil.Process(int(line))
+        try:
+            assert len(processes_in(cache)) == 4, "the servers and the keeper are the parent's"
+            os.kill(holder.pid, signal.SIGKILL)
+            until(lambda: nothing_left(cache), 5, "the keeper to clean up")
+            assert child.is_running(), "it lives, and holds nothing"
+        finally:
+            child.kill()
+
+
+def test_looking_for_members_is_fast(tmp_path: Path) -> None:
+    keeper.members(tmp_path)
+    count, begun = len(psutil.pids()), time.monotonic()
+    keeper.members(tmp_path)
+    assert (time.monotonic() - begun) / count < 0.005, "a tenth of a millisecond on a quiet machine"
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -17,9 +17,15 @@ from urllib.parse import unquote
 import pytest
 from helpers import NOTEBOOKS, ROOT
 from natslab.authoring import course, files, index
+from natslab.parameters import stated
 
-LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
-SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+
+def notebooks(folder: Path) -> list[Path]:
+    """All in a folder, in the course or not; what a reader keeps beside them is the reader's."""
+    return sorted(path for path in folder.glob("*.ipynb") if ".mine" not in path.name)
+
+
+LESSONS, SOLUTIONS = notebooks(NOTEBOOKS), notebooks(NOTEBOOKS / "solutions")
 TOP_LEVEL_AWAIT = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 MEDIAN_LINES, MOST_LINES = 12, 17  # of a code cell; the second holds for nine in ten
@@ -36,6 +42,8 @@ NOT_ON_GITHUB = {
 }
 MAKERS = {"add_stream": "name", "create_key_value": "bucket", "create_object_store": "bucket"}
 CONFIGS = {"StreamConfig": "name", "KeyValueConfig": "bucket", "ObjectStoreConfig": "bucket"}
+# Verbs of a lab that break something, whose event a claim must name: elsewhere they are skipped.
+DRILLS = {"kill", "stop", "pause", "cut", "lame_duck"}
 TALKERS = {"publish", "subscribe", "request", "publish_async", "pull_subscribe"}
 
 
@@ -186,6 +194,19 @@ def parameters(lesson: Lesson) -> Iterator[str]:
             yield f"not a typed constant with its size at a workshop: {line}"
 
 
+def minima(lesson: Lesson) -> Iterator[str]:
+    """Below it a lesson cannot show what it claims: `natslab run` and `Lab.start` refuse that."""
+    for cell in lesson.tagged("parameters"):
+        for name, parameter in stated(text(cell["source"])).items():
+            values = [parameter.value, *parameter.scales.values()]
+            if parameter.type not in ("int", "float"):
+                continue
+            if parameter.minimum is None:
+                yield f"{name} states no minimum: # workshop: {values[-1]}, at least …"
+            elif min(values) < parameter.minimum:
+                yield f"{name} is {min(values)} at one of the scales, at least {parameter.minimum}"
+
+
 def code_style(lesson: Lesson) -> Iterator[str]:
     for number, source in enumerate(lesson.source, 1):
         if re.search(r";\s*$", source, re.M):
@@ -248,6 +269,47 @@ def anatomy(lesson: Lesson) -> Iterator[str]:
         yield "the main chart shows no picture"
 
 
+def drills(lesson: Lesson) -> Iterator[str]:
+    """On a cluster that is not ours a drill is skipped: what it would have shown must not be ticked."""
+    if lesson.is_solution:
+        return
+    named = {
+        name.id
+        for called, call in lesson.calls()
+        if called == "check" and (event := keyword(call, "after")) is not None
+        for name in ast.walk(event)
+        if isinstance(name, ast.Name)
+    }
+    kept = set()
+    for node in itertools.chain.from_iterable(map(ast.walk, lesson.trees)):
+        if isinstance(node, ast.Assign) and list(drilled(node.value)):
+            kept |= {name.id for name in node.targets if isinstance(name, ast.Name)}
+    if len(kept) < sum(1 for tree in lesson.trees for _ in drilled(tree)):
+        yield "the event of a drill is not kept: killed = await lab.kill(...)"
+    for name in sorted(kept - named):
+        yield f"no claim names what the drill {name!r} shows: check(..., after={name})"
+
+
+def drilled(tree: ast.AST) -> Iterator[ast.Call]:
+    """The calls of `lab` in here that break something."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            on_lab = getattr(node.func.value, "id", "") == "lab"
+            if on_lab and node.func.attr in DRILLS:
+                yield node
+
+
+def timed_claims(lesson: Lesson) -> Iterator[str]:
+    """A claim about time compares two values: their room can be measured."""
+    for name, call in lesson.calls():
+        if name == "check" and keyword(call, "timed") is not None:
+            claim = call.args[1]
+            parts = claim.values if isinstance(claim, ast.BoolOp) else [claim]
+            orders = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+            if not all(isinstance(p, ast.Compare) and isinstance(p.ops[0], orders) for p in parts):
+                yield f"a timed claim compares two values: {ast.unparse(call.args[0])}"
+
+
 def marks(lesson: Lesson) -> Iterator[str]:
     """Without the mark, `Lab` cannot tell which streams of a shared cluster it may delete."""
     for name, call in lesson.calls():
@@ -276,9 +338,12 @@ RULES: list[Rule] = [
     outputs,
     measurements,
     parameters,
+    minima,
     code_style,
     markdown,
     anatomy,
+    drills,
+    timed_claims,
     marks,
     charts,
 ]
@@ -402,6 +467,9 @@ CHANGES: dict[str, tuple[str, str]] = {
     "await js.create_key_value(bucket='X', description='mine')": "create_key_value without",
     "StreamConfig(name='X')": "StreamConfig without",
     "x = 1\n" * 26: "lines, at most 25",
+    "await lab.kill('n1')": "the event of a drill is not kept",
+    "gone = await lab.kill('n1')\ncheck('nothing is lost', True)": "no claim names what the drill 'gone'",
+    "check('it is fast', fast, timed=True)": "a timed claim compares two values",
 }
 PROSE: dict[str, str] = {
     # what is appended to the last markdown cell: what the rules say
@@ -451,3 +519,23 @@ def test_a_bad_change_is_seen(tmp_path: Path, kind: str, added: str, said: str) 
     assert any(said in what for what in wrong), wrong
     before = [what for rule in RULES for what in rule(Lesson(good))]
     assert not any(said in what for what in before)
+
+
+@pytest.mark.parametrize(
+    ("comment", "said"),
+    [
+        ("# workshop: 9, at least 2", ""),
+        ("# workshop: 9", "n states no minimum"),
+        ("# workshop: 2, at least 3", "n is 2 at one of the scales, at least 3"),
+        ("# workshop: 9, at least 6", "n is 5 at one of the scales, at least 6"),
+    ],
+)
+def test_a_parameter_below_its_minimum_is_seen(tmp_path: Path, comment: str, said: str) -> None:
+    cell = {
+        "cell_type": "code",
+        "source": f"n: int = 5  {comment}",
+        "metadata": {"tags": ["parameters"]},
+    }
+    (tmp_path / "01_some.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    found = list(minima(Lesson(tmp_path / "01_some.ipynb")))
+    assert [said in what for what in found] == ([True] if said else [])

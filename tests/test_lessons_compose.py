@@ -1,52 +1,46 @@
 """Lessons on the compose cluster: the same outputs as on an embedded one, and nothing left there."""
 
 import asyncio
-import subprocess
-import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import failures
 import helpers
 import nats
 import pytest
-from natslab.authoring.files import by_number
+from natslab.authoring import files
 
-pytestmark = pytest.mark.compose
+# Each with drills that take nodes away from the other.
+PAIRS = [(15, 3), (5, 9), (12, 1), (2, 10), (0, 13)]
 
-LIMIT = 240
-
-
-def start(number: int, report: Path) -> subprocess.Popen[str]:
-    """A strict run of one lesson on the compose cluster."""
-    options = ["-c", "tests/pytest.ini", "--rootdir", helpers.ROOT, "--junitxml", report]
-    nbval = ["--nbval", "--nbval-current-env"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", *options, *nbval, by_number(number)],
-        cwd=helpers.ROOT,
-        env=helpers.clean_environment(NATSLAB_CLUSTER="compose"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+Note = Callable[[str, object], None]
 
 
+@pytest.mark.compose
+@pytest.mark.parametrize("path", files.lessons(), ids=helpers.name_of)
+def test_strictly_on_compose(
+    compose: None, path: Path, tmp_path: Path, record_property: Note
+) -> None:
+    helpers.compare(path, "compose", tmp_path, record_property, NATSLAB_CLUSTER="compose")
+    assert asyncio.run(streams()) == []
+
+
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "numbers",
-    [(15, 3), (5, 9), (12, 1)],
-    ids=lambda numbers: "{:02} and {:02} at once".format(*numbers),
+    [pytest.param(p, marks=pytest.mark.turn(i, len(PAIRS))) for i, p in enumerate(PAIRS)],
+    ids=lambda pair: "{:02} and {:02} at once".format(*pair),
 )
 def test_two_lessons_at_once(compose: None, numbers: tuple[int, int], tmp_path: Path) -> None:
-    reports = [tmp_path / f"{number}.xml" for number in numbers]
-    runs = [start(*lesson) for lesson in zip(numbers, reports, strict=True)]
-    try:
-        for run, report in zip(runs, reports, strict=True):
-            out, _ = run.communicate(timeout=LIMIT)
-            if run.returncode:
-                told = failures.told(report) if report.exists() else [out[-4000:]]
-                pytest.fail("\n".join(told), pytrace=False)
-    finally:
-        for run in runs:
-            run.kill()
+    def alone(number: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        notebook = files.by_number(number)
+        helpers.compare(notebook, "pairs", folder, lambda *_: None, NATSLAB_CLUSTER="compose")
+
+    with ThreadPoolExecutor() as pool:
+        for run in [pool.submit(alone, number) for number in numbers]:
+            run.result()
     assert asyncio.run(streams()) == []
 
 

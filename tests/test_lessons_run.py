@@ -1,6 +1,8 @@
-"""Every lesson twice in a row on one shared cluster, the second time at the workshop scale.
+"""Every run of every notebook is one test, in processes of its own.
 
-Its outputs are not compared here (the strict run does that), its checks hold.
+`strict` compares each cell's output with what is saved, `shared` and `workshop` run a lesson on a
+cluster that it shares with others, at its own scale and at the one of a workshop; there its checks
+hold. The runs on compose are in `test_lessons_compose`.
 """
 
 import os
@@ -13,17 +15,46 @@ from natslab.authoring import files
 from natslab.paths import CACHE
 from natslab.run import run as run_lesson
 
-pytestmark = pytest.mark.lessons
-
-LESSONS = files.lessons()[::-1]  # later ones take longer: begun first, all workers end together
+# Later lessons take longer: begun first, all workers end together.
+LESSONS = files.lessons()[::-1]
+NOTEBOOKS = [*LESSONS, *files.solutions()]
 WORKSHOP_SECONDS = 180
+TURNS = 3  # every day another third of the lessons is run on the shared cluster
+
+Note = Callable[[str, object], None]
 
 
-def run(lesson: Path, label: str, scale: str = "") -> float:
+@pytest.mark.strict
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=helpers.name_of)
+def test_strictly(path: Path, tmp_path: Path, record_property: Note) -> None:
+    helpers.compare(path, "strict", tmp_path, record_property, NATSLAB_CLUSTER="embedded")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.turn(i % TURNS, TURNS)) for i, p in enumerate(LESSONS)],
+    ids=helpers.name_of,
+)
+def test_on_a_shared_cluster(path: Path, servers: str, record_property: Note) -> None:
+    run(path, "shared", servers, record_property)
+
+
+@pytest.mark.workshop
+@pytest.mark.parametrize("path", LESSONS, ids=helpers.name_of)
+def test_at_the_workshop_scale(path: Path, servers: str, record_property: Note) -> None:
+    assert run(path, "workshop", servers, record_property) < WORKSHOP_SECONDS
+
+
+def run(path: Path, kind: str, servers: str, note: Note) -> float:
     """Run a lesson through papermill; how many seconds it took. The executed copy is kept."""
-    copy = CACHE / "executed" / f"{lesson.stem}-{label}.ipynb"
-    done = run_lesson(lesson, scale, copy)
-    assert not done.error, f"{done.error}\n(the run: {copy.relative_to(helpers.ROOT)})"
+    copy = CACHE / "executed" / f"{path.stem}-{kind}.ipynb"
+    with helpers.environment(NATS_URL=servers, NATSLAB_PATIENCE=helpers.PATIENCE):
+        done = run_lesson(path, "workshop" if kind == "workshop" else "", copy)
+    for name, value in {"lesson": path.stem, "kind": kind, "seconds": done.seconds}.items():
+        note(name, value)
+    if done.error:
+        pytest.fail(f"{done.error}\n(the run: {copy.relative_to(helpers.ROOT)})", pytrace=False)
     return done.seconds
 
 
@@ -35,18 +66,3 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     else:
         with helpers.shared_cluster(tmp_path_factory.mktemp("shared")) as told:
             yield ",".join(told["servers"])
-
-
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-def test_twice_on_a_shared_cluster(
-    lesson: Path,
-    servers: str,
-    monkeypatch: pytest.MonkeyPatch,
-    record_property: Callable[[str, object], None],
-) -> None:
-    monkeypatch.setenv("NATS_URL", servers)
-    monkeypatch.delenv("NATSLAB_CLUSTER", raising=False)
-    record_property("shared", run(lesson, "shared"))
-    seconds = run(lesson, "shared-workshop", "workshop")
-    record_property("workshop", seconds)
-    assert seconds < WORKSHOP_SECONDS

@@ -1,14 +1,20 @@
 """The notebook tools on a small course of their own: run, refresh, exercises, what is out of date."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import helpers
 import nbformat
 import pytest
 from natslab import LabError, cli, run
-from natslab.authoring import exercises, files, index, refresh
+from natslab.authoring import compared, exercises, files, index, load, refresh
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+pytestmark = pytest.mark.servers
 
 LESSON, SOLUTION = "01_pub_sub.ipynb", "solutions/01_pub_sub.ipynb"
 ANSWER = '# A word.\n# solution: word\nword = "yes"'
@@ -83,20 +89,6 @@ def change(path: Path, number: int, **to: object) -> None:
     path.write_text(files.text_of(notebook), encoding="utf-8")
 
 
-def test_parameters() -> None:
-    source = (
-        "n_jobs: int = 240  # workshop: 1_500\n"
-        "rate: float = 0.5  # as fast as a person, workshop: 2.5, conference: 9\n"
-        "name: str = 'a'  # workshop: 'b'\n"
-        "fixed: int = 3\n"
-    )
-    notebook = new_notebook(cells=[cell("x = 1"), cell(source, "parameters")])
-    assert run.parameters(notebook, "workshop") == {"n_jobs": 1500, "rate": 2.5, "name": "b"}
-    assert run.parameters(notebook, "conference") == {"rate": 9}
-    assert run.parameters(notebook, "moon") == {}
-    assert run.parameters(new_notebook(), "workshop") == {}
-
-
 def test_starters_come_from_the_solutions(course: Path) -> None:
     lesson = exercises.with_exercises(course / LESSON, files.read(course / LESSON))
     assert [c.source for c in lesson.cells if "exercise" in files.tags(c)] == [
@@ -168,8 +160,16 @@ def test_refresh_refuses_a_failing_cell_stderr_and_a_dead_kernel(course: Path) -
         with pytest.raises(LabError, match=why):
             refresh.refresh(path)
         assert path.read_bytes() == before
-    with pytest.raises(LabError, match="the kernel ended before the notebook did"):
-        run.run(path)
+
+
+def test_refresh_refuses_a_cell_without_end(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "CELL_TIMEOUT", 1)
+    (course / SOLUTION).unlink()
+    change(course / LESSON, 3, source="import time\ntime.sleep(600)")
+    before = (course / LESSON).read_bytes()
+    with pytest.raises(LabError, match=f"^{LESSON}: a cell was not done after 1 s"):
+        refresh.refresh(course / LESSON)
+    assert (course / LESSON).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,284 @@ def test_run(fresh: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["run", "1"]) == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) <= 3 and "CheckFailed: ✘ one is two" in said[0], said
+
+
+def test_run_with_a_parameter(fresh: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["run", "1", "--scale", "workshop", "-p", "n=7"]) == 0
+    capsys.readouterr()
+    (executed,) = (fresh.parent / "cache" / "executed").glob("*.ipynb")
+    assert "n is 7" in executed.read_text(), "it goes over the scale"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--scale", "worksop"], "There is no scale 'worksop'; there is: workshop."),
+        (["--scale", "work("], "There is no scale 'work('; there is: workshop."),
+        (["-p", "m=1"], "There is no parameter 'm'; there is: n."),
+        (["-p", "n"], "'n' is no parameter: write name=value."),
+        (["-p", "n=x"], "n is a whole number, and 'x' is not."),
+        (
+            ["-p", "n=1"],
+            "n is 1, this lesson needs at least 2: change it in the first code cell and run from there.",
+        ),
+    ],
+)
+def test_run_refuses_what_cannot_be_before_it_starts(
+    course: Path, words: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    change(course / LESSON, 2, source="n: int = 2  # workshop: 30, at least 2")
+    assert cli.main(["run", *words]) == 1
+    assert capsys.readouterr() == ("", f"01_pub_sub: {said}\n")
+    assert not (course.parent / "cache").exists()
+
+
+def test_a_lesson_that_goes_wrong_is_a_line_and_the_next_one_goes_on(
+    course: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CELL_TIMEOUT", 2)
+    for name, source in (
+        ("02_chat.ipynb", "import time\ntime.sleep(600)"),
+        ("03_request_reply.ipynb", "import os\nos.kill(os.getpid(), 9)"),
+        ("04_scatter_gather.ipynb", "1 / 0"),
+        ("05_micro.ipynb", "print('fine')"),
+    ):
+        files.write(course / name, new_notebook(cells=[cell(source)]))
+    assert cli.main(["run"]) == 1
+    said = capsys.readouterr()
+    assert said.err == ""
+    outcomes = [line.split(" s  ")[1] for line in said.out.splitlines()]
+    assert outcomes == [
+        "ok",
+        "a cell was not done after 2 s, the rest was not run",
+        "the kernel ended before the notebook did: it was stopped, or it ran out of memory",
+        "cell 1: ZeroDivisionError: division by zero",
+        "ok",
+    ]
+
+
+def test_stopped_by_the_reader(
+    course: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", stopped)
+    monkeypatch.setattr(refresh, "refresh", stopped)
+    for command in ("run", "refresh"):
+        assert cli.main([command]) == 1
+        assert capsys.readouterr() == ("", "stopped\n")
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (fresh / LESSON).read_bytes()
+    write_bytes = Path.write_bytes
+
+    def half(path: Path, content: bytes) -> None:
+        write_bytes(path, content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(Path, "write_text", half)
+    notebook = files.read(fresh / LESSON)
+    notebook.cells[0].source = "# Another"
+    for target in (fresh / LESSON, fresh / "02_chat.ipynb"):
+        with pytest.raises(KeyboardInterrupt):
+            files.write(target, notebook)
+    assert (fresh / LESSON).read_bytes() == before
+    assert {path.name for path in fresh.iterdir()} == {LESSON, "solutions"}, "nothing is left over"
+
+    readme = fresh.parent / "README.md"
+    write_bytes(readme, b"<!-- lessons --><!-- /lessons -->")
+    change_map = files.read(fresh / LESSON)
+    change_map.cells[0].source = "# Publish\n\n**20 min**"
+    write_bytes(fresh / LESSON, files.text_of(change_map).encode())
+    monkeypatch.setattr(index, "write", lambda *_: False)
+    monkeypatch.setattr(index, "main_chart", lambda _: b"")
+    monkeypatch.setattr(index.flow, "draw", lambda **_: b"")
+    with pytest.raises(KeyboardInterrupt):
+        index.index()
+    assert readme.read_bytes() == b"<!-- lessons --><!-- /lessons -->"
+
+
+def test_a_file_keeps_its_rights_and_a_link_stays_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    assert files.replace(link, b"new") is True
+    assert files.replace(link, b"new") is False
+    assert link.is_symlink() and real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+# How busy the machine is.
+
+
+def readings(*shares: float) -> load.Callable[[], float]:
+    left = list(shares)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_waiting_for_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(load, "busy", readings(0.03))
+    load.wait_for_quiet(said.append)
+    assert said == ["The machine is 3% busy: quiet enough to measure."]
+    said.clear()
+    monkeypatch.setattr(load, "busy", readings(0.53, 0.4, 0.02))
+    load.wait_for_quiet(said.append)
+    assert said == [
+        "The machine is 53% busy: waiting up to 120 s until it is quiet.",
+        "The machine is 2% busy: quiet enough to measure.",
+    ]
+    monkeypatch.setattr(load, "busy", readings(0.5, 0.6))
+    monkeypatch.setattr(load, "PATIENCE", 0)
+    with pytest.raises(
+        LabError, match=r"^The machine is still 50% busy: .* natslab refresh --busy"
+    ):
+        load.wait_for_quiet(said.append)
+
+
+def test_a_machine_that_became_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "busy", readings(0.1, 0.5))
+    load.refuse_busy()
+    with pytest.raises(LabError, match=r"^Not saved, the machine became 50% busy meanwhile: "):
+        load.refuse_busy()
+
+
+def test_a_process_that_spins_is_seen() -> None:
+    with helpers.python("-c", "print(flush=True)\nwhile True: pass") as spinning:
+        assert spinning.stdout.readline() == "\n"
+        share = max(load.busy() for _ in range(3))
+        cores = os.cpu_count() or 1
+        assert share > 0.6 / cores, "one of the cores is taken"
+        if cores <= 4:
+            with pytest.raises(LabError, match="became .* busy"):
+                load.refuse_busy()
+
+
+def test_refresh_saves_measurements_from_a_quiet_machine_only(
+    course: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = course / LESSON
+    (course / SOLUTION).unlink()
+    change(path, 3, source="print(0.1 + 0.2)", metadata={"tags": ["nbval-ignore-output"]})
+    before = path.read_bytes()
+
+    monkeypatch.setattr(load, "PATIENCE", 0)
+    for shares, why in (([0.7], "is still 70% busy"), ([0.01, 0.4], "became 40% busy meanwhile")):
+        monkeypatch.setattr(load, "busy", readings(*shares))
+        assert cli.main(["refresh", "1"]) == 1
+        assert why in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+    monkeypatch.setattr(load, "busy", readings(0.9))
+    assert cli.main(["refresh", "1", "--busy"]) == 0
+    assert "0.30000000000000004" in path.read_text()
+    after = path.read_bytes()
+    monkeypatch.setattr(load, "busy", readings(0.01, 0.9))
+    assert cli.main(["refresh", "1"]) == 0, "nothing new is saved, so the machine may be busy now"
+    assert path.read_bytes() == after
+
+
+def test_what_measures() -> None:
+    picture = new_output("display_data", {"image/png": "aGk="})
+    text = new_output("stream", text="1\n")
+    mark = new_output("stream", text="≈ 12,345 per second\n")
+    for tagged, outputs, expected in (
+        ([], [], False),
+        ([], [text], False),
+        ([], [picture], True),
+        ([], [text, mark], True),
+        (["nbval-ignore-output"], [], True),
+    ):
+        notebook = new_notebook(cells=[cell("1", *tagged, outputs=outputs), cell("# Text")])
+        assert compared.measures(notebook) is expected
+
+
+# What is compared.
+
+SAME = [
+    (
+        "lab ready: 3 nodes, JetStream on (embedded)\nmore\n",
+        "lab ready: 3 nodes, JetStream on (compose)\nmore\n",
+    ),
+    ("lab ready: 1 node, JetStream on (external)", "lab ready: 1 node, JetStream on"),
+    ("≈ 12,345 per second, True", "≈ 9.5 per second, True"),
+    ("p99 ≈3 ms\n", "p99 ≈ 412 ms\n"),
+    ("≈      3 a\n≈ 34,567 a\n", "≈ 12,345 a\n≈      6 a\n"),
+    ("drift ≈ -0.5 s", "drift ≈ 0.25 s"),
+]
+OTHER = [
+    ("lab ready: 3 nodes, JetStream on (embedded)", "lab ready: 5 nodes, JetStream on (embedded)"),
+    ("lab ready: 3 nodes, JetStream on (embedded)", "lab ready: 3 nodes (embedded)"),
+    ("≈ 12 ms", "≈ 12 s"),
+    ("≈ 12 ms: True", "≈ 13 ms: False"),
+    ("12 lost", "13 lost"),
+    ("≈ 12 of 13", "≈ 12 of 14"),
+    ("≈ 12", "≈ many"),
+]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"), [*((*p, True) for p in SAME), *((*p, False) for p in OTHER)]
+)
+def test_which_outputs_count_as_the_same(one: str, two: str, same: bool) -> None:
+    def shown(text: str) -> nbformat.NotebookNode:
+        outputs = [
+            new_output("stream", text=text),
+            new_output("execute_result", {"text/plain": text}),
+        ]
+        return new_notebook(cells=[cell("1", outputs=outputs)])
+
+    assert (compared.compared(shown(one)) == compared.compared(shown(two))) is same
+
+
+def test_nbval_compares_alike(tmp_path: Path) -> None:
+    """It reads the same rules from the same file, and finds each of the pairs as we do."""
+    cells = [
+        cell(
+            f"print({fresh!r}, end='')",
+            execution_count=1,
+            outputs=[new_output("stream", text=old)],
+        )
+        for old, fresh in SAME + OTHER
+    ]
+    path = tmp_path / "pairs.ipynb"
+    files.write(path, files.normalised(new_notebook(cells=cells)))
+    done = subprocess.run(
+        [sys.executable, "-c", helpers.PYTEST, "--nbval", "--nbval-sanitize-with", compared.RULES]
+        + ["-rf", "-q", "-p", "no:cacheprovider", "--color=no", "--rootdir", tmp_path, path],
+        capture_output=True,
+        text=True,
+        env=helpers.clean_environment(),
+        cwd=tmp_path,
+        timeout=120,
+    )
+    failed = {int(number) for number in re.findall(r"^FAILED \S+::Cell (\d+)", done.stdout, re.M)}
+    assert failed == {*range(len(SAME), len(cells))}, done.stdout
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(
+    course: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (course.parent / "cache").write_text("a file, no folder")
+    assert cli.main(["run", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "cache/executed (Not a directory" in said and "set NATSLAB_CACHE" in said, said
+    assert len(said.splitlines()) == 1
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LabError, match=r"cannot be written \(No space left on device\): "):
+        files.write(course / LESSON, new_notebook())
+    assert {path.name for path in course.iterdir()} == {LESSON, "solutions"}
 
 
 def test_there_is_no_such_lesson(fresh: Path, capsys: pytest.CaptureFixture) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from helpers import labs_in, nothing_left, processes_in
 from natslab import LabError, prometheus
 from natslab.clusters import keeper
 from natslab.prometheus import Prometheus, free_port
+
+pytestmark = pytest.mark.servers
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus on PATH: apt install prometheus"
@@ -36,6 +39,7 @@ input()
 def home(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where it keeps its folders, here and in children; no Prometheus of somebody else."""
     monkeypatch.setattr(prometheus, "CACHE", cache)
+    monkeypatch.setattr(prometheus, "_given", set())
     monkeypatch.setenv("NATSLAB_CACHE", str(cache))
     monkeypatch.delenv("PROMETHEUS_URL", raising=False)
     return cache
@@ -108,7 +112,8 @@ async def test_starting_again_replaces_the_first(home: Path) -> None:
     first = await Prometheus.start(["127.0.0.1:1"])
     second = await Prometheus.start(["127.0.0.1:1"])
     try:
-        assert first.url != second.url
+        assert first._process.poll() is not None, "the first has ended"
+        assert (await second.query("1")).value.tolist() == [1.0]
         assert len(processes_in(home)) == 2, "a keeper and a Prometheus: once"
         assert len(labs_in(home)) == 1
     finally:
@@ -153,7 +158,7 @@ def test_sigkill_of_the_holder_leaves_nothing(home: Path, keeper_too: bool) -> N
         if keeper_too:
             holder.wait()
             helpers.until(lambda: len(processes_in(home)) == 1, what="a lonely Prometheus")
-            keeper.claim(home / "labs").release()  # what the next start does first
+            keeper.reap_dead(home / "labs")  # what the next start does first
             assert nothing_left(home)
         helpers.until(lambda: nothing_left(home), 5, "the keeper to clean up")
 
@@ -190,7 +195,7 @@ async def test_one_that_runs_already(
 
     running.kill()
     monkeypatch.setattr(prometheus, "START_DEADLINE", 0.1)
-    with pytest.raises(LabError, match=f"does not answer .{prom.url}"):
+    with pytest.raises(LabError, match=f"does not answer .PROMETHEUS_URL={prom.url}"):
         await Prometheus.start([target])
     assert not list((home / "prometheus").iterdir())
 
@@ -204,11 +209,38 @@ async def test_without_one_it_is_said_how_to_get_one(
     assert nothing_left(home)
 
 
-def test_a_free_port_is_free_and_in_the_range(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = HTTPServer(("127.0.0.1", free_port()), BaseHTTPRequestHandler)
-    monkeypatch.setenv("NATSLAB_PORTS", f"{taken.server_port}-{taken.server_port}")
+def test_a_free_port_is_free_new_and_in_the_range(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("NATSLAB_PORTS", f"{port}-{port}")
+        with pytest.raises(LabError, match="Only 0 of 1 ports"):
+            free_port()
+    assert free_port() == port
     with pytest.raises(LabError, match="Only 0 of 1 ports"):
-        free_port()
-    taken.server_close()
-    assert free_port() == taken.server_port
+        free_port()  # it is given, though nobody listens there yet
     assert nothing_left(home)
+
+
+@needs_prometheus
+async def test_two_starts_at_once_end_in_one(home: Path) -> None:
+    starts = [Prometheus.start(["127.0.0.1:1"]) for _ in range(2)]
+    outcomes = await asyncio.gather(*starts, return_exceptions=True)
+    (refused,) = [one for one in outcomes if isinstance(one, LabError)]
+    (prom,) = [one for one in outcomes if isinstance(one, Prometheus)]
+    assert str(refused) == "Another Prometheus.start() has replaced this one."
+    assert len(processes_in(home)) == 2, "a keeper and a Prometheus: once"
+    prom.close()
+    assert nothing_left(home)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9090", "nonsense", "http://", "ftp://host"])
+async def test_an_address_that_cannot_work_is_refused_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_URL", url)
+    with pytest.raises(LabError, match=f"^PROMETHEUS_URL={url} is no address of a Prometheus"):
+        await Prometheus.start(["127.0.0.1:1"])
+    monkeypatch.setenv("PROMETHEUS_URL", " ")
+    assert prometheus.running() is None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from natslab.check import check, exercise, expect, settled, until
 from natslab.errors import CheckFailed, LabError
 from natslab.lab import Lab
+from natslab.margins import record_if_asked
 
 if TYPE_CHECKING:
     from natslab import charts, measure
@@ -34,6 +35,8 @@ LATER = {
     "measure": "natslab.measure",
     "server": "natslab.clusters.server",
 }
+
+record_if_asked()
 
 
 def __getattr__(name: str) -> ModuleType:

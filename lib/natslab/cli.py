@@ -9,12 +9,18 @@ from pathlib import Path
 
 from natslab import doctor
 from natslab.clusters import compose_cli
-from natslab.errors import LabError
-from natslab.paths import ROOT
+from natslab.errors import LabError, print_in_any_encoding
+from natslab.paths import ROOT, anchor
+
+# For notebooks jsonschema would compile a grammar of international addresses, for 1.5 s at every
+# command. Without it, it does not check whether a text is such an address, and none of ours is.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if all went well. Errors are one sentence on stderr and a 1."""
+    print_in_any_encoding()
+    anchor()
     parser = argparse.ArgumentParser(prog="natslab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start the compose cluster")
@@ -24,12 +30,25 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run lessons, leaving their files alone")
     run.add_argument("lessons", nargs="*", type=int, metavar="NN", help="default: all")
     run.add_argument("--scale", default="", help="for example: workshop")
+    run.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a parameter of the lessons, several times if you like",
+    )
+    reset = commands.add_parser("reset", help="the pristine lesson; yours is kept beside it")
+    reset.add_argument("lessons", nargs="+", type=int, metavar="NN")
     refresh = commands.add_parser("refresh", help="run lessons and save their outputs")
     refresh.add_argument("lessons", nargs="*", type=int, metavar="NN", help="default: all")
     refresh.add_argument(
         "--check", action="store_true", help="run nothing, tell what is out of date"
     )
     refresh.add_argument("--pictures", action="store_true", help="save new pictures in any case")
+    refresh.add_argument(
+        "--busy", action="store_true", help="save measurements of a busy machine too"
+    )
     commands.add_parser("index", help="write navigation lines, README table and pictures")
     commands.add_parser("doctor", help="check this machine")
     asked = parser.parse_args(arguments)
@@ -69,12 +88,27 @@ def _status(_: argparse.Namespace) -> int:
 def _run(asked: argparse.Namespace) -> int:
     from natslab import run
 
+    paths = _chosen(asked.lessons)
+    for path in paths:  # what cannot be is refused before the first one runs
+        run.wanted(path, asked.scale, asked.parameters)
     failed = 0
-    for path in _chosen(asked.lessons):
-        outcome = run.run(path, asked.scale)
+    for path in paths:
+        outcome = run.run(path, asked.scale, words=asked.parameters)
         print(f"{path.name:32} {outcome.seconds:6.1f} s  {outcome.error or 'ok'}", flush=True)
         failed += bool(outcome.error)
     return int(failed > 0)
+
+
+def _reset(asked: argparse.Namespace) -> int:
+    from natslab import reset
+
+    for number in asked.lessons:
+        kept = reset.reset(number)
+        for path, copy in kept.items():
+            print(f"{path.relative_to(ROOT)} is pristine again; yours is {copy.name}")
+        if not kept:
+            print(f"Lesson {number:02} is pristine already.")
+    return 0
 
 
 def _refresh(asked: argparse.Namespace) -> int:
@@ -89,7 +123,7 @@ def _refresh(asked: argparse.Namespace) -> int:
             print(f"{path.relative_to(ROOT)}: {why}: natslab refresh, then natslab index")
         return int(bool(old))
     for path in paths:
-        changed = refresh.refresh(path, pictures=asked.pictures)
+        changed = refresh.refresh(path, pictures=asked.pictures, busy=asked.busy)
         print(f"{path.relative_to(ROOT)}: {'saved' if changed else 'unchanged'}", flush=True)
     return 0
 

@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Coroutine
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import nats.errors
 from nats.aio.client import Client
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from natslab import workers
-from natslab.clusters import compose, keeper
+from natslab.check import until
+from natslab.clusters import compose, keeper, server
 from natslab.clusters.base import Cluster, Event
 from natslab.clusters.connect import connect
-from natslab.clusters.embedded import Embedded
-from natslab.clusters.external import External
-from natslab.errors import LabError
-from natslab.paths import CACHE
+from natslab.clusters.embedded import ONE_CLUSTER, Embedded
+from natslab.clusters.external import External, urls_of
+from natslab.clusters.links import Link
+from natslab.clusters.plan import Joined
+from natslab.errors import ELSEWHERE, LabError, usable
+from natslab.parameters import refuse_impossible_here
+from natslab.paths import CACHE, setting
+
+if TYPE_CHECKING:
+    from natslab.auth import Certificates
 
 KINDS = ("embedded", "compose", "external")
+START_PATIENCE = 60.0  # seconds that one start waits for another
+ROOM = 64 * 2**20  # bytes of disk without which no cluster starts
 # A client whose server died may try the dead one first. By default it waits 2 s before it does,
 # and strikes a server off its list after 60 attempts; here it waits 0.2 s and keeps on for a minute.
 RECONNECT = {"reconnect_time_wait": 0.2, "max_reconnect_attempts": 300}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What only a cluster made for it has: regions joined in some way, TLS and accounts."""
+
+    regions: Mapping[str, int] = field(default_factory=dict)
+    joined: Joined = "leaf"
+    secure: bool = False
+
+    def __str__(self) -> str:
+        words = ["regions"] * bool(self.regions) + ["TLS and accounts"] * self.secure
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A region or an account: `options` and `address` as those of `Lab`, and the nodes there."""
+
+    name: str
+    nodes: list[str]
+    address: dict[str, Any]
+    options: dict[str, Any]
 
 
 class Lab:
@@ -35,19 +70,42 @@ class Lab:
     there is one, how to reconnect (see `RECONNECT`), and an `error_cb` that collects into `errors`
     (without one, nats-py prints a traceback for every asynchronous error). `address` is the part
     of it that can be handed to another process.
+
+    With `regions`, `options` is that of the first region; `regions["eu-west"]` has those of another,
+    `links["eu-west"]` is the link by which it hangs on the first. With `secure`, `options` is a log-in
+    to the account SHOP over TLS; `accounts["PAY"]` has another, `certificates` the files: a context
+    for TLS cannot cross to a process, the path `certificates.ca` can.
     """
 
     _open: Lab | None = None  # one lab per kernel: running the set-up cell again replaces it
+    _starting = False  # one start at a time, too
+    instead_of = ""  # the kind of cluster that is there and lacks what this lesson needs
 
     def __init__(self, cluster: Cluster, claim: keeper.Claim, lesson: int | None) -> None:
         self.cluster = cluster
         self.folder = claim.folder
         self.mark = f"natslab lesson {lesson:02}" if lesson is not None else "natslab"
         self.errors: list[Exception] = []
-        self.address: dict[str, Any] = {**cluster.options, **RECONNECT}
-        self.options: dict[str, Any] = {**self.address, "error_cb": self._on_error}
         self.workers: list[workers.Worker] = []
         self._claim = claim
+        self._closed = False
+        here = self._place("", self.nodes, cluster.options)
+        self._address, self._options = here.address, here.options
+        self.regions: dict[str, Place] = {}
+        self.accounts: dict[str, Place] = {}
+        self.links: dict[str, Link] = {}
+        self.certificates: Certificates | None = None
+        if isinstance(cluster, Embedded):
+            self.regions = {
+                name: self._place(name, nodes, cluster.regions[name])
+                for name, nodes in cluster.plan.regions.items()
+                if name  # a cluster that is alone has none
+            }
+            self.accounts = {
+                name: self._place(name, self.nodes, options)
+                for name, options in cluster.accounts.items()
+            }
+            self.links, self.certificates = cluster.links, cluster.certificates
 
     @classmethod
     async def start(
@@ -56,38 +114,80 @@ class Lab:
         *,
         nodes: int = 1,
         kind: str | None = None,
+        regions: Mapping[str, int] | None = None,
+        joined: Joined = "leaf",
+        secure: bool = False,
         quiet: bool = False,
     ) -> Lab:
         """Get a cluster: the one at $NATS_URL, else the compose cluster if it is up, else a new embedded one.
 
-        `kind` (or $NATSLAB_CLUSTER) asks for one of "embedded", "compose", "external". Streams and
+        `kind` (or $NATSLAB_CLUSTER) asks for one of "embedded", "compose", "external". `regions`, such
+        as {"us-east": 3, "eu-west": 3}, asks for several clusters, `joined` by "leaf" links with a
+        JetStream domain each or by "gateway"; `secure` for TLS and the accounts SHOP and PAY: both
+        are embedded, whatever else is there. Streams and
         buckets that an earlier run of the same `lesson` left on a shared cluster are deleted: those
         whose description is `lab.mark`, no others. Raises LabError, also when the cluster has fewer
-        than `nodes` nodes.
+        than `nodes` nodes, and when a parameter of the notebook is below the minimum stated there. A
+        second start in this kernel waits for the first, and replaces its lab.
         """
-        if cls._open is not None:
-            await cls._open.close(quiet=True)
-        # Not in a thread: an interrupt of its `await` would leave a claim that nobody gives back.
-        claim = keeper.claim(CACHE / "labs")
+        refuse_impossible_here()
+        with suppress(TimeoutError):
+            await until(lambda: not cls._starting, START_PATIENCE)
+        if cls._starting:
+            raise LabError(
+                f"Another Lab.start() of this kernel has not ended in {START_PATIENCE:g} s: "
+                "restart the kernel."
+            )
+        cls._starting = True
         try:
-            cluster = await _cluster(kind or os.environ.get("NATSLAB_CLUSTER"), claim.folder)
+            if cls._open is not None:
+                await cls._open.close(quiet=True)
+            needs = Needs(regions or {}, joined, secure)
+            cls._open = lab = await cls._started(lesson, nodes, kind, needs)
+        finally:
+            cls._starting = False
+        if not quiet:
+            why = f": the {lab.instead_of} cluster has no {needs}" if lab.instead_of else ""
+            print(f"lab ready: {len(lab.nodes)} nodes, JetStream on ({lab.kind}{why})")
+        return lab
+
+    @classmethod
+    async def _started(cls, lesson: int | None, nodes: int, kind: str | None, needs: Needs) -> Lab:
+        server.spare_loopback()
+        claim, cluster = await _claimed(CACHE / "labs"), None
+        try:
+            with usable(CACHE):
+                kind = kind or setting("NATSLAB_CLUSTER")
+                cluster, instead_of = await _cluster(kind, claim.folder, needs)
             if len(cluster.nodes) < nodes:
                 raise LabError(
                     f"This lesson needs {nodes} nodes and this cluster has {len(cluster.nodes)}: "
                     "unset NATS_URL to get an embedded cluster of three."
                 )
             lab = cls(cluster, claim, lesson)
+            lab.instead_of = instead_of
             await lab._delete_marked()
         except BaseException:
             # An interrupt too: nothing may be left of a cluster that never became ready.
             claim.release()
+            if cluster is not None:
+                await cluster.close()
             raise
-        cls._open = lab
-        if not quiet:
-            print(f"lab ready: {len(lab.nodes)} nodes, JetStream on")
         return lab
 
     # What a lesson asks.
+    @property
+    def address(self) -> dict[str, Any]:
+        """What another process needs to connect. Raises LabError when the lab is closed."""
+        self._require_open()
+        return self._address
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`address`, and how errors are collected here. Raises LabError when the lab is closed."""
+        self._require_open()
+        return self._options
+
     @property
     def kind(self) -> str:
         """ "embedded", "compose" or "external"."""
@@ -127,83 +227,121 @@ class Lab:
 
     async def leader_of(self, stream: str, timeout: float = 15.0) -> str:
         """The node that leads `stream` now. Raises TimeoutError when there is none in time."""
-        return await self.cluster.leader_of(stream, timeout)
+        return await self._live.leader_of(stream, timeout)
 
     async def move_leader(self, stream: str, away_from: str | None, timeout: float = 15.0) -> str:
         """Have another node than `away_from` lead `stream`; see `Cluster.move_leader`."""
-        return await self.cluster.move_leader(stream, away_from, timeout)
+        return await self._live.move_leader(stream, away_from, timeout)
 
     async def view(self) -> list[dict[str, Any]]:
         """The live cluster as its monitoring endpoints show it; see `Cluster.view`."""
-        return await self.cluster.view()
+        return await self._live.view()
 
     # What a lesson breaks.
-    async def kill(self, node: str) -> Event | None:
-        """SIGKILL a node. On a cluster that is not ours: prints why it is skipped, returns None."""
+    async def kill(self, node: str) -> Event:
+        """SIGKILL a node. On a cluster that is not ours: prints why it is skipped, and the event is false."""
         return await self._break("kill", self.cluster.kill, node)
 
-    async def stop(self, node: str) -> Event | None:
+    async def stop(self, node: str) -> Event:
         """SIGTERM a node; skipped like `kill`."""
         return await self._break("stop", self.cluster.stop, node)
 
-    async def pause(self, node: str) -> Event | None:
+    async def pause(self, node: str) -> Event:
         """Freeze a node; skipped like `kill`."""
         return await self._break("pause", self.cluster.pause, node)
 
-    async def resume(self, node: str) -> Event | None:
+    async def resume(self, node: str) -> Event:
         """Let a paused node go on; skipped like `kill`."""
         return await self._break("resume", self.cluster.resume, node)
 
-    async def cut(self, node: str) -> Event | None:
+    async def cut(self, node: str) -> Event:
         """Take a node off the network (compose only); skipped like `kill`."""
         return await self._break("cut", self.cluster.cut, node)
 
-    async def heal(self, node: str) -> Event | None:
+    async def heal(self, node: str) -> Event:
         """Put a node back on the network; skipped like `kill`."""
         return await self._break("heal", self.cluster.heal, node)
 
-    async def restart(self, node: str) -> Event | None:
+    async def restart(self, node: str) -> Event:
         """Start a node again and wait until it has caught up; skipped like `kill`."""
         return await self._break("restart", self.cluster.restart, node)
 
-    async def lame_duck(self, node: str) -> Event | None:
+    async def lame_duck(self, node: str) -> Event:
         """Ask a node to leave politely; skipped like `kill`."""
         return await self._break("lame duck", self.cluster.lame_duck, node)
 
     async def wait_until_healthy(self, timeout: float = 30.0) -> None:
         """Wait until every node is healthy. Raises LabError when one is not in time."""
-        await self.cluster.wait_until_healthy(timeout)
+        await self._live.wait_until_healthy(timeout)
 
     def spawn(
         self, coroutine: Callable[..., Coroutine[Any, Any, Any]], name: str, *args: Any
     ) -> workers.Worker:
         """Run `coroutine(*args)` in a process of its own; see `workers.spawn`."""
+        self._require_open()
         worker = workers.spawn(self.folder, coroutine, name, *args)
         self.workers.append(worker)
         return worker
 
     # How a lesson leaves.
     async def close(self, *, quiet: bool = False) -> None:
-        """Delete the streams of this lesson, end its processes and, if it is embedded, the cluster."""
+        """Delete the streams of this lesson, end its processes and, if it is embedded, the cluster.
+
+        Prints what could not be done, in seconds: the rest is done all the same. A second time, or
+        after the next `Lab.start`, it does nothing.
+        """
         if Lab._open is self:
             Lab._open = None
-        if self.folder.exists():
-            await self._delete_marked()
-            await asyncio.to_thread(self._claim.release)
-            for worker in self.workers:
-                worker.process.wait(10)
-            await self.cluster.close()
-        if not quiet:
+        left: list[str] = []
+        if not self._closed:
+            self._closed = True
+            try:
+                left += await self._tidy()
+            finally:
+                await self._give_back()
+        for sentence in left:
+            print(f"lab closed, but: {sentence}")
+        if not (left or quiet):
             print("lab closed, nothing left behind")
 
-    async def _break(
-        self, verb: str, act: Callable[[str], Awaitable[Event]], node: str
-    ) -> Event | None:
+    async def _tidy(self) -> list[str]:
+        """Mend what a drill broke, then delete our streams; a sentence for each that did not work."""
+        left = []
+        for step in (self.cluster.mend, self._delete_marked):
+            try:
+                await step()
+            except (LabError, OSError) as error:  # OSError: no docker command any more
+                left.append(str(error))
+        return left
+
+    async def _give_back(self) -> None:
+        try:
+            await asyncio.to_thread(self._claim.release)
+            for worker in self.workers:
+                await asyncio.to_thread(worker.process.wait, 10)
+        finally:
+            workers.forget(self.workers)
+            await self.cluster.close()
+
+    @property
+    def _live(self) -> Cluster:
+        self._require_open()
+        return self.cluster
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LabError(
+                "This lab was closed: run the notebook again from its set-up cell (lab = await "
+                "Lab.start(...))."
+            )
+
+    async def _break(self, verb: str, act: Callable[[str], Awaitable[Event]], node: str) -> Event:
+        self._require_open()
         if self.kind == "external":
             print(
                 f"skipped: {verb} needs a cluster that this course started, NATS_URL names another"
             )
-            return None
+            return Event(time.monotonic(), verb, node, 0.0, shown=False)
         if node not in self.nodes:
             raise LabError(f"There is no node {node!r}; there are {', '.join(self.nodes)}.")
         return await act(node)
@@ -211,17 +349,24 @@ class Lab:
     async def _delete_marked(self) -> None:
         if self.kind == "embedded":
             return  # a private store: nothing from before, nothing for later
-        nc = await connect(self.options)
+        nc = await connect(self._options)
         try:
             js = nc.jetstream(timeout=5)
             for info in await js.streams_info():
                 if info.config.description == self.mark and info.config.name:
                     with suppress(NotFoundError):  # somebody was faster
                         await js.delete_stream(info.config.name)
-        except (TimeoutError, APIError) as error:
-            raise LabError(f"The streams of this lesson could not be listed: {error}") from None
+        except (TimeoutError, nats.errors.Error) as error:
+            raise LabError(
+                f"The streams of this lesson could not be deleted ({error or 'timeout'}); its next "
+                "start on this cluster deletes them."
+            ) from None
         finally:
             await nc.close()
+
+    def _place(self, name: str, nodes: list[str], options: dict[str, Any]) -> Place:
+        address = {key: value for key, value in options.items() if key != "tls"} | RECONNECT
+        return Place(name, nodes, address, {**options, **RECONNECT, "error_cb": self._on_error})
 
     async def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
@@ -232,14 +377,36 @@ def _place(url: str) -> tuple[str | None, int | None]:
     return urlsplit(url).hostname, urlsplit(url).port
 
 
-async def _cluster(kind: str | None, folder: Path) -> Cluster:
-    url = os.environ.get("NATS_URL")
+async def _claimed(root: Path) -> keeper.Claim:
+    """A folder below `root`. Raises LabError when it cannot be had, or has no room."""
+    with usable(root):
+        await asyncio.to_thread(keeper.reap_dead, root)
+        # Not in a thread: an interrupt of its `await` would leave a claim that nobody gives back.
+        claim = keeper.claim(root)
+    free = shutil.disk_usage(claim.folder).free
+    if free < ROOM:
+        claim.release()
+        raise LabError(
+            f"Only {free / 2**20:.0f} MiB are free at {root}, and a cluster needs {ROOM >> 20}: "
+            f"make room there, or {ELSEWHERE}."
+        )
+    return claim
+
+
+async def _cluster(kind: str | None, folder: Path, needs: Needs) -> tuple[Cluster, str]:
+    """The cluster, and the kind of the one that was passed over because it lacks what is needed."""
     if kind not in (None, *KINDS):
         raise LabError(f"NATSLAB_CLUSTER={kind}: choose one of {', '.join(KINDS)}.")
-    if kind == "external" or (kind is None and url):
-        if not url:
-            raise LabError("NATSLAB_CLUSTER=external needs NATS_URL=nats://host:4222.")
-        return await External.join(url.split(","), os.environ.get("NATS_CREDS"))
-    if kind == "compose" or (kind is None and await compose.is_up()):
-        return await compose.Compose.join()
-    return await Embedded.start(folder)
+    urls = urls_of(setting("NATS_URL")) if kind in (None, "external") else []
+    if kind is None:
+        kind = "external" if urls else "compose" if await compose.is_up() else "embedded"
+    if str(needs) or kind == "embedded":
+        regions = needs.regions or ONE_CLUSTER
+        made = await Embedded.start(folder, regions, joined=needs.joined, secure=needs.secure)
+        return made, "" if kind == "embedded" else kind
+    if kind == "compose":
+        return await compose.Compose.join(), ""
+    if not urls:
+        raise LabError("NATSLAB_CLUSTER=external needs NATS_URL=nats://host:4222.")
+    creds, ca = setting("NATS_CREDS"), setting("NATS_CA")
+    return await External.join(urls, folder, creds=creds, ca=ca), ""

@@ -8,26 +8,27 @@ in `infra/compose.yaml`.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
-import os
+import re
 import shutil
 import subprocess
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
-from natslab.clusters import keeper
-from natslab.clusters.ports import reserved_ports
-from natslab.errors import LabError
-from natslab.paths import CACHE, ROOT
+from natslab.clusters import keeper, server
+from natslab.clusters.ports import reserve_ports
+from natslab.errors import LabError, usable
+from natslab.paths import CACHE, ROOT, setting
 
 CONFIG = ROOT / "infra" / "prometheus"
 START_DEADLINE = 15.0
@@ -37,12 +38,24 @@ MISSING = (
 )
 
 
+_given: set[int] = set()  # ports by free_port
+
+
 def free_port() -> int:
-    """A loopback port for a target: nobody listens there now, and no lab has claimed it."""
+    """A loopback port for a target: nobody listens there, no lab has claimed it, and it is new each time.
+
+    It is yours when you listen there; until then another program may take it. Raises LabError when
+    $NATSLAB_PORTS leaves none.
+    """
     labs = CACHE / "labs"
-    labs.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=labs) as folder, reserved_ports(Path(folder), 1) as ports:
-        return ports[0]
+    with usable(labs), ExitStack() as kept:
+        labs.mkdir(parents=True, exist_ok=True)
+        while True:  # what we gave before stays reserved until there is another
+            folder = kept.enter_context(TemporaryDirectory(dir=labs))
+            (port,) = reserve_ports(Path(folder), 1)
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class Prometheus:
@@ -69,29 +82,30 @@ class Prometheus:
         no Prometheus, or it does not start, in its own words. One that runs already has its own
         rules, so `rules` cannot be chosen there.
         """
+        with usable(CACHE):
+            await asyncio.to_thread(keeper.reap_dead, CACHE / "labs")
         if cls._open is not None:
             cls._open.close()
-        if url := os.environ.get("PROMETHEUS_URL"):
+        if url := running():
             if rules != CONFIG / "rules.yml":
                 raise LabError(f"The Prometheus at {url} has its own rules: unset PROMETHEUS_URL.")
-            self = cls(url.rstrip("/"), CACHE / "prometheus" / f"{uuid.uuid4().hex}.json")
+            self = cls(url, CACHE / "prometheus" / f"{uuid.uuid4().hex}.json")
         elif shutil.which("prometheus"):
-            claim = keeper.claim(CACHE / "labs")
+            with usable(CACHE / "labs"):
+                claim = keeper.claim(CACHE / "labs")
             self = cls("", claim.folder / "targets" / "lesson.json", claim)
         else:
             raise LabError(MISSING)
+        cls._open = self  # from now on, so that another start replaces this one
         try:
-            self._targets.parent.mkdir(parents=True, exist_ok=True)
-            new = self._targets.with_suffix(".new")
-            new.write_text(json.dumps([{"targets": list(targets)}]))
-            new.replace(self._targets)  # one that runs already never reads half of it
-            if self._claim is not None:
-                self._launch(self._claim.folder, rules)
+            with usable(CACHE):
+                self._write(targets)
+                if self._claim is not None:
+                    self._launch(self._claim.folder, rules)
             await self._ready()
         except BaseException:
             self.close()  # an interrupt too: nothing may be left
             raise
-        cls._open = self
         return self
 
     # What a lesson asks. Each raises LabError with Prometheus' own words when it says no.
@@ -131,48 +145,84 @@ class Prometheus:
         """End the process and delete its data; one that was there before stays, without our targets."""
         if Prometheus._open is self:
             Prometheus._open = None
-        self._targets.unlink(missing_ok=True)
-        if self._claim is not None:
-            self._claim.release()
-        if self._process is not None:
-            self._process.wait(10)
+        try:
+            self._targets.unlink(missing_ok=True)
+        finally:
+            if self._claim is not None:
+                self._claim.release()
+            if self._process is not None:
+                self._process.wait(10)
+
+    def _write(self, targets: Sequence[str]) -> None:
+        self._targets.parent.mkdir(parents=True, exist_ok=True)
+        new = self._targets.with_suffix(".new")
+        new.write_text(json.dumps([{"targets": list(targets)}]), encoding="utf-8")
+        new.replace(self._targets)  # one that runs already never reads half of it
 
     def _launch(self, folder: Path, rules: Path) -> None:
         shutil.copy(CONFIG / "prometheus.yml", folder)
         shutil.copy(rules, folder / "rules.yml")
-        with reserved_ports(folder, 1) as (port,), (folder / "log").open("wb") as log:
-            self.url = f"http://127.0.0.1:{port}"
-            command = ["prometheus", f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-            files = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-            # A session of its own: "interrupt kernel" signals the whole group of the kernel.
+        (port,) = reserve_ports(folder, 1)
+        self.url = f"http://127.0.0.1:{port}"
+        command = ["prometheus", f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+        files = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, *files], stdout=log, stderr=log, start_new_session=True
+                [*command, *files],
+                env=keeper.environment(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # "interrupt kernel" signals the whole group of the kernel
             )
 
     async def _ready(self) -> None:
         end = time.monotonic() + START_DEADLINE
         while not self.version:
+            if Prometheus._open is not self:
+                raise LabError("Another Prometheus.start() has replaced this one.")
             if self._process and self._process.poll() is not None:
-                log = (self._targets.parents[1] / "log").read_text(errors="replace")
-                last = "\n".join(log.strip().splitlines()[-5:])
-                raise LabError(f"Prometheus did not start: {last or 'it said nothing'}")
+                raise LabError(f"Prometheus did not start: {self._last_words()}")
             try:
                 self.version = (await self._get("status/buildinfo"))["version"]
-            except (OSError, ValueError) as error:  # no answer, or "Service Unavailable"
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                # No answer, "Service Unavailable", or half an answer.
                 if time.monotonic() > end:
-                    raise LabError(f"Prometheus does not answer ({self.url}): {error}") from None
+                    named = "" if self._process else "PROMETHEUS_URL="
+                    raise LabError(
+                        f"Prometheus does not answer ({named}{self.url}): {error}"
+                    ) from None
                 await asyncio.sleep(0.02)
+
+    def _last_words(self) -> str:
+        log = self._targets.parents[1] / "log"
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        return "\n".join(text.strip().splitlines()[-5:]) or "it said nothing"
 
     async def _get(self, path: str, **parameters: Any) -> dict[str, Any]:
         def answer() -> dict[str, Any]:
             try:
-                with urllib.request.urlopen(url, timeout=5) as page:
+                with server.open_url(url, timeout=5) as page:
                     return dict(json.load(page))
             except urllib.error.HTTPError as error:  # a 400 has a body that says what is wrong
-                return dict(json.load(error))
+                with error:
+                    return dict(json.load(error))
 
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         said = await asyncio.to_thread(answer)
         if said.get("status") != "success":
             raise LabError(f"Prometheus says: {said.get('error', said)}")
         return dict(said["data"])
+
+
+def running() -> str | None:
+    """The Prometheus that $PROMETHEUS_URL names, if it names one. Raises LabError when it cannot be one."""
+    url = setting("PROMETHEUS_URL")
+    if url is None:
+        return None
+    if not re.fullmatch(r"https?://[^/\s]+\S*", url):
+        raise LabError(
+            f"PROMETHEUS_URL={url} is no address of a Prometheus: write it like "
+            "http://127.0.0.1:9090, or unset it."
+        )
+    return url.rstrip("/")

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import ast
-import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from natslab.authoring.files import Notebook, read, tags
-from natslab.errors import LabError
+from natslab.authoring.files import read, tags
+from natslab.errors import LabError, usable
+from natslab.parameters import at_scale, refuse_impossible, stated, typed
 from natslab.paths import CACHE
 
 CELL_TIMEOUT = 120  # seconds; lessons wait with deadlines of their own, this is the backstop
 # Its log goes to our terminal: a warning about its transport at every start, a stack at Ctrl-C.
 QUIET_KERNEL = ["--log-level=CRITICAL"]
 KERNEL_GONE = "the kernel ended before the notebook did: it was stopped, or it ran out of memory"
+OUT_OF_TIME = "a cell was not done after {} s, the rest was not run"
 
 
-def parameters(notebook: Notebook, scale: str) -> dict[str, Any]:
-    """The constants of the cell tagged `parameters` at another scale.
+def wanted(path: Path, scale: str, words: Iterable[str] = ()) -> dict[str, Any]:
+    """The values of parameters to run a lesson with: those of the scale, and over them `words`.
 
-    A line `n_orders: int = 500  # workshop: 50_000` has the value 50_000 at the scale "workshop".
+    Words are as in `typed`: `["n_jobs=6"]`. Raises LabError for a scale or a parameter that the
+    lesson does not have, and for a value below the minimum that it states.
     """
-    cell = next((cell for cell in notebook.cells if "parameters" in tags(cell)), None)
-    found: dict[str, Any] = {}
-    for line in cell.source.splitlines() if cell else []:
-        match = re.match(rf"(\w+).*#.*\b{scale}:\s*([^,\s]+)", line)
-        if match:
-            found[match[1]] = ast.literal_eval(match[2])
-    return found
+    cell = next((str(c.source) for c in read(path).cells if "parameters" in tags(c)), "")
+    known = stated(cell)
+    try:
+        values = at_scale(known, scale) | typed(known, words)
+        refuse_impossible([cell], values)
+    except LabError as error:
+        raise LabError(f"{path.stem}: {error}") from None
+    return values
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,32 @@ class Run:
     error: str = ""
 
 
-def run(path: Path, scale: str = "", out: Path | None = None) -> Run:
-    """Run a notebook through papermill; the executed copy goes to `out` (default: the cache)."""
+def run(
+    path: Path,
+    scale: str = "",
+    out: Path | None = None,
+    words: Iterable[str] = (),
+) -> Run:
+    """Run a notebook through papermill; the executed copy goes to `out` (default: the cache).
+
+    `words` set parameters, and what is refused is told in a LabError, as in `wanted`. What goes
+    wrong in the lesson is told in `error`: a cell, a cell without end, a kernel that died.
+    """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    values = wanted(path, scale, words)
     out = out or CACHE / "executed" / f"{path.stem}{f'-{scale}' if scale else ''}.ipynb"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with usable(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
     start = time.monotonic()
     error = ""
     try:
         papermill.execute_notebook(
             str(path),
             str(out),
-            parameters=parameters(read(path), scale) if scale else {},
+            parameters=values,
             cwd=str(path.parent),
             kernel_name="python3",
             progress_bar=False,
@@ -66,6 +81,8 @@ def run(path: Path, scale: str = "", out: Path | None = None) -> Run:
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue.strip()}"
+    except CellTimeoutError:
+        error = OUT_OF_TIME.format(CELL_TIMEOUT)
     except DeadKernelError:
-        raise LabError(f"{path.name}: {KERNEL_GONE}") from None
+        error = KERNEL_GONE
     return Run(path, time.monotonic() - start, error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,35 @@ def text_of(notebook: Notebook) -> str:
 
 def write(path: Path, notebook: Notebook) -> bool:
     """Write if the content differs; True if it did."""
-    text = text_of(notebook)
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    return replace(path, text_of(notebook).encode())
+
+
+def replace(path: Path, content: bytes) -> bool:
+    """Give a file this content in one step: an interrupt leaves the old one. True if it differed.
+
+    Raises LabError when the file cannot be written.
+    """
+    path = path.resolve()  # a link stays a link
+    if path.exists() and path.read_bytes() == content:
         return False
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        why = f"{path} cannot be written ({error.strerror})"
+        raise LabError(f"{why}: mend its rights, or make room on its disk.") from None
     return True
+
+
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        if path.exists():
+            shutil.copymode(path, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def tags(cell: Any) -> list[str]:

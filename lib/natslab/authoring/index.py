@@ -14,6 +14,7 @@ from natslab.authoring.files import (
     lessons,
     normalised,
     read,
+    replace,
     solutions,
     tags,
     write,
@@ -54,14 +55,10 @@ def index() -> list[Path]:
             images["-flow"] = flow.draw(**drawn)
         for suffix, png in images.items():
             picture = NOTEBOOKS / "img" / f"{path.name[:2]}{suffix}.png"
-            if png and not (picture.exists() and picture.read_bytes() == png):
-                picture.parent.mkdir(exist_ok=True)
-                picture.write_bytes(png)
+            if png and replace(picture, png):
                 changed.append(picture)
     readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if with_table(text) != text:
-        readme.write_text(with_table(text), encoding="utf-8")
+    if replace(readme, with_table(readme.read_text(encoding="utf-8")).encode()):
         changed.append(readme)
     return changed
 

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from natslab.authoring import load
+from natslab.authoring.compared import compared, measures
 from natslab.authoring.exercises import with_exercises
 from natslab.authoring.files import (
-    IGNORED,
     Notebook,
     code_cells,
     normalised,
     read,
     sources,
-    tags,
     text_of,
     write,
 )
 from natslab.authoring.index import with_navigation
 from natslab.errors import LabError
-from natslab.run import CELL_TIMEOUT, KERNEL_GONE, QUIET_KERNEL
+from natslab.run import CELL_TIMEOUT, KERNEL_GONE, OUT_OF_TIME, QUIET_KERNEL
 
 
-def refresh(path: Path, *, pictures: bool = False) -> bool:
+def refresh(path: Path, *, pictures: bool = False, busy: bool = False) -> bool:
     """Run a notebook and save it with fresh outputs; True if the file changed.
 
     When the run prints what the file already shows, the file stays as it is, byte for byte:
     measurements and pictures differ on every run, and a new one says nothing new. `pictures`
-    saves them all the same. Raises LabError when a cell fails or writes to stderr.
+    saves them all the same. What is measured is saved from a quiet machine, unless `busy`. Raises
+    LabError when a cell fails or writes to stderr, and when the machine does not get quiet.
     """
     saved = read(path)
+    if measures(saved) and not busy:
+        load.wait_for_quiet(lambda sentence: print(sentence, flush=True))
     fresh = normalised(with_exercises(path, saved))
     unchanged_source = sources(saved) == sources(fresh) and _in_order(saved)
     client = NotebookClient(
@@ -48,6 +50,8 @@ def refresh(path: Path, *, pictures: bool = False) -> bool:
         client.execute()
     except CellExecutionError as failure:
         raise LabError(f"{path.name}: {failure.ename}: {failure.evalue}") from None
+    except CellTimeoutError:
+        raise LabError(f"{path.name}: {OUT_OF_TIME.format(CELL_TIMEOUT)}") from None
     except DeadKernelError:
         raise LabError(f"{path.name}: {KERNEL_GONE}") from None
     fresh = normalised(fresh)
@@ -57,6 +61,8 @@ def refresh(path: Path, *, pictures: bool = False) -> bool:
                 raise LabError(f"{path.name}: code cell {number} writes to stderr: {output.text}")
     if unchanged_source and not pictures and compared(saved) == compared(fresh):
         fresh = normalised(saved)
+    elif measures(fresh) and not busy:
+        load.refuse_busy()
     return write(path, fresh)
 
 
@@ -78,17 +84,3 @@ def _in_order(notebook: Notebook) -> bool:
     """True when every code cell was run, once, from top to bottom."""
     counts = [cell.execution_count for cell in code_cells(notebook)]
     return counts == list(range(1, len(counts) + 1))
-
-
-def compared(notebook: Notebook) -> list[list[Any]]:
-    """What nbval compares: per code cell its text outputs, nothing for cells that are measurements."""
-    kept = []
-    for cell in code_cells(notebook):
-        outputs = [] if IGNORED in tags(cell) else cell.outputs
-        kept.append([_text_part(output) for output in outputs])
-    return kept
-
-
-def _text_part(output: Any) -> Any:
-    data = {k: v for k, v in output.get("data", {}).items() if not k.startswith("image/")}
-    return [output.output_type, output.get("text", ""), data]

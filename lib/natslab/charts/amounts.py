@@ -17,7 +17,8 @@ def bars(
 ) -> pd.Series[float] | pd.DataFrame:
     """Horizontal bars with the number at the end of each. Returns the values drawn.
 
-    Of a table each row is a group, and each column a bar in it with a colour of its own.
+    Of a table each row is a group, and each column a bar in it with a colour of its own. Other bars
+    differ in colour only where their name is a role.
     """
     data = values if isinstance(values, pd.DataFrame) else pd.Series(values)
     table = data if isinstance(data, pd.DataFrame) else data.to_frame()
@@ -25,12 +26,12 @@ def bars(
     n, rows = len(table.columns), range(len(table))
     height = 0.8 / n if n > 1 else 0.6
     for j, column in enumerate(table.columns):
-        names = [column] * len(table) if n > 1 else table.index
+        roles = [role(column, j)] * len(table) if n > 1 else [role(name) for name in table.index]
         drawn = axes.barh(
             [-i + height * ((n - 1) / 2 - j) for i in rows],  # the first row on top
             table[column],
             height,
-            color=[role(name, j if n > 1 else i)[0] for i, name in enumerate(names)],
+            color=[colour for colour, _, _ in roles],
             label=column,
         )
         axes.bar_label(drawn, fmt=lambda v: format(v, form), padding=4)

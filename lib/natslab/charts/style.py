@@ -10,6 +10,7 @@ import matplotlib as mpl
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#0072B2",
@@ -56,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
     "font.size": 10,
+    "text.parse_math": False,  # NATS names begin with $: $SRV.PING, $JS.API
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GREY,
@@ -96,7 +98,9 @@ def canvas(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each name at the end of its line, moved apart where two would overlap."""
     figure: Any = axes.figure
-    figure.draw_without_rendering()
+    with mpl.rc_context(STYLE):
+        _as_written(figure)
+        figure.draw_without_rendering()
     # Two labels are 17 px apart or more. Crowded at the top they give way downwards, and upwards
     # at the bottom, so none leaves the picture.
     spots = [axes.transData.transform((x, y))[1] for x, y, _, _ in ends]
@@ -146,9 +150,16 @@ def mark_faults(axes: Axes, faults: Sequence[tuple[float, str]]) -> None:
         )
 
 
+def _as_written(figure: Figure) -> None:
+    """No text is a formula, whichever settings held when it was made."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
 def show(figure: Figure, title: str) -> None:
     """Display as PNG of a fixed size. Nothing in the file tells versions or times."""
     with mpl.rc_context(STYLE):
+        _as_written(figure)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=120, facecolor="white", metadata={"Software": None})
     display(Image(png.getvalue(), alt=title))  # type: ignore[no-untyped-call]

@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import nats.errors
-from nats.js.errors import APIError
+from nats.aio.client import Client
 
 from natslab.check import until
 from natslab.clusters import ready, server
@@ -38,12 +39,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Event:
-    """A verb whose effect was seen at monotonic time `at`, `seconds` after it was asked for."""
+    """A verb whose effect was seen at monotonic time `at`, `seconds` after it was asked for.
+
+    Where a drill is skipped, because the cluster is not ours to break, nothing was `shown`, and the
+    event is false: `if killed:` and `check(claim, holds, after=killed)` ask it.
+    """
 
     at: float
     verb: str
     node: str
     seconds: float
+    shown: bool = True
+
+    def __bool__(self) -> bool:
+        return self.shown
 
 
 @dataclass
@@ -62,6 +71,9 @@ class Cluster(ABC):
     @abstractmethod
     async def _launch(self, node: str) -> None: ...
 
+    async def mend(self) -> None:  # noqa: B027 (most kinds have nothing to mend)
+        """Before a lab leaves: make whole again what others go on using. Raises LabError."""
+
     @abstractmethod
     async def close(self) -> None:
         """Give back what this object holds."""
@@ -72,7 +84,8 @@ class Cluster(ABC):
         return await self._do("kill", node, self._signal(node, signal.SIGKILL), self.is_down)
 
     async def stop(self, node: str) -> Event:
-        """SIGTERM: the node hands over its leaderships and exits."""
+        """SIGTERM: the node hands over its leaderships and exits; a paused one goes on first."""
+        await self._wake(node)
         return await self._do("stop", node, self._signal(node, signal.SIGTERM), self.is_down)
 
     async def pause(self, node: str) -> Event:
@@ -86,8 +99,10 @@ class Cluster(ABC):
     async def lame_duck(self, node: str) -> Event:
         """Ask the node to leave: it tells its clients to move, hands over, and exits.
 
+        A paused one goes on first.
         Source: https://docs.nats.io/running-a-nats-service/nats_admin/lame_duck_mode
         """
+        await self._wake(node)
         return await self._do("lame duck", node, self._signal(node, signal.SIGUSR2), self.is_down)
 
     async def restart(self, node: str) -> Event:
@@ -106,15 +121,17 @@ class Cluster(ABC):
 
     async def wait_until_healthy(self, timeout: float = 30.0) -> None:
         """Wait until every node reports `/healthz` ok: quorum, and its own streams caught up."""
+        end = time.monotonic() + timeout  # for all of them
         for node in self.nodes:
-            await self._seen("healthy", node, self.is_healthy, timeout)
+            left = max(0.1, end - time.monotonic())
+            await self._seen("healthy", node, self.is_healthy, left)
 
     # What can be observed.
     async def is_down(self, node: str) -> bool:
         """Nothing listens on the client port."""
-        host, port = self.nodes[node].url.removeprefix("nats://").split(":")
+        at = urlsplit(self.nodes[node].url)
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), 0.5)
+            _, writer = await asyncio.wait_for(asyncio.open_connection(at.hostname, at.port), 0.5)
         except (OSError, TimeoutError) as error:
             return not isinstance(error, TimeoutError)
         writer.close()
@@ -140,7 +157,8 @@ class Cluster(ABC):
     async def leader_of(self, stream: str, timeout: float = 15.0) -> str:
         """The node that leads `stream` now, waiting for an election if there is none.
 
-        Raises TimeoutError when there is still no leader after `timeout` seconds.
+        Raises TimeoutError when there is still no leader after `timeout` seconds, and LabError when
+        no node answers.
         """
         return await self.move_leader(stream, None, timeout)
 
@@ -148,14 +166,17 @@ class Cluster(ABC):
         """Have another node than `away_from` lead `stream`; the node that leads it then.
 
         Asks the leader to step down (`$JS.API.STREAM.LEADER.STEPDOWN`) if it is on `away_from`.
-        Raises TimeoutError when there is no other leader after `timeout` seconds.
+        Raises TimeoutError when there is no other leader after `timeout` seconds, and LabError when
+        no node answers.
         """
-        nc = await connect(self.options)
+        nc = await self._connect_to_any()
         leader = ""
 
         async def moved() -> bool:
-            nonlocal leader
-            with suppress(TimeoutError, nats.errors.NoRespondersError, APIError):
+            nonlocal nc, leader
+            if nc.is_closed:  # its node died, and a connection of ours does not move
+                nc = await self._connect_to_any()
+            with suppress(TimeoutError, nats.errors.Error):
                 info = await nc.jetstream(timeout=1).stream_info(stream)
                 leader = (info.cluster and info.cluster.leader) or ""
                 if leader and leader == away_from:
@@ -168,6 +189,12 @@ class Cluster(ABC):
             return leader
         finally:
             await nc.close()
+
+    async def _connect_to_any(self) -> Client:
+        try:
+            return await connect(self.options)
+        except LabError:
+            raise LabError(f"No node of the cluster answers. {self._how_to_mend()}") from None
 
     async def view(self) -> list[dict[str, Any]]:
         """One row per node from its `/varz`, `/connz` and `/jsz`.
@@ -228,10 +255,27 @@ class Cluster(ABC):
         self.events.append(event)
         return event
 
+    async def _wake(self, node: str) -> None:
+        """Before a signal that a frozen process would never see."""
+        await self._signal(node, signal.SIGCONT)
+
+    def _hopeless(self, node: str) -> str:
+        """Why nothing can be seen on this node any more, as a sentence; '' while there is hope."""
+        return ""
+
     async def _seen(
         self, verb: str, node: str, seen: Callable[[str], Awaitable[bool]], timeout: float
     ) -> None:
+        async def arrived() -> bool:
+            if await seen(node):
+                return True
+            why = self._hopeless(node)
+            # Looked at again: what ended the hope may have been what we wait for.
+            if why and not await seen(node):
+                raise LabError(f"{verb}: {why}")
+            return bool(why)
+
         try:
-            await until(lambda: seen(node), timeout)
+            await until(arrived, timeout)
         except TimeoutError:
-            raise LabError(f"{verb}: no effect seen on node {node} in {timeout:g} s") from None
+            raise LabError(f"{verb}: no effect seen on node {node} in {timeout:.3g} s") from None

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from natslab.clusters.ports import is_free
 from natslab.errors import LabError
-from natslab.paths import CACHE, ROOT
+from natslab.paths import CACHE, ROOT, setting
 
 COMPOSE_FILE = ROOT / "infra" / "compose.yaml"
 
-# Node -> (client port, monitoring port) on 127.0.0.1, as published in compose.yaml.
+# Node -> (client port, monitoring port) on 127.0.0.1: the one table in Python. compose.yaml says the
+# same, and a test compares the two.
 PORTS = {"n1": (4221, 8221), "n2": (4222, 8222), "n3": (4223, 8223)}
 
 ENGINE_SECONDS = 5.0  # a live engine answers in 0.05 s
@@ -36,6 +37,14 @@ PORT_TAKEN = ("address already in use", "port is already allocated", "ports are 
 
 # The cluster is on this machine: never ask a proxy for it.
 _local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def project() -> str:
+    """The name of the Compose project and of the NATS cluster in it: "natslab".
+
+    $NATSLAB_COMPOSE_PROJECT names another one; the tests use it to leave a reader's streams alone.
+    """
+    return setting("NATSLAB_COMPOSE_PROJECT") or "natslab"
 
 
 class ComposeError(LabError):
@@ -215,8 +224,7 @@ def _require_image(compose: list[str]) -> None:
 
 def _volumes() -> list[str]:
     """The volumes of this project: there are some when streams were kept by an earlier `down`."""
-    project = os.environ.get("COMPOSE_PROJECT_NAME") or "natslab"
-    wanted = f"label=com.docker.compose.project={project}"
+    wanted = f"label=com.docker.compose.project={project()}"
     return _run(
         ["docker", "volume", "ls", "-q", "--filter", wanted], COMMAND_SECONDS
     ).stdout.split()
@@ -283,7 +291,8 @@ def _compose(compose: list[str], *arguments: str) -> subprocess.CompletedProcess
     """Run one Compose command on our file; ComposeError with its last lines when it fails."""
     verb = arguments[0]
     try:
-        done = _run([*compose, "-f", str(COMPOSE_FILE), *arguments], COMMAND_SECONDS)
+        ours = ["-p", project(), "-f", str(COMPOSE_FILE)]
+        done = _run([*compose, *ours, *arguments], COMMAND_SECONDS)
     except subprocess.TimeoutExpired:
         raise ComposeError(
             f"`compose {verb}` did not finish within {COMMAND_SECONDS:.0f} s: restart Docker."
@@ -299,12 +308,25 @@ def _compose(compose: list[str], *arguments: str) -> subprocess.CompletedProcess
 def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
+
+
+def _environment() -> dict[str, str]:
+    """What is set here, without what steers Compose: files, profiles and names of other projects.
+
+    Source: https://docs.docker.com/compose/how-tos/environment-variables/envvars/
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("COMPOSE_") and name != "DOCKER_DEFAULT_PLATFORM"
+    }
 
 
 def _docker_host() -> str:

@@ -1,17 +1,22 @@
-"""A connection that fails in seconds and in words, and the log-in that it needs."""
+"""A connection that fails in seconds and in words, and leaves nothing open when it does."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from pathlib import Path
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-import nats
 import nats.errors
 from nats.aio.client import Client
 
 from natslab.errors import LabError
+
+# asyncio warns at the end of every TLS connection of nats-py, on the reader's screen: no harm in it.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())
 
 
 async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
@@ -32,25 +37,35 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
         "allow_reconnect": False,
         "max_reconnect_attempts": max(1, int(timeout / 0.1)),
         "reconnect_time_wait": 0.05,
-        "connect_timeout": 1,
+        # A frozen server accepts and is silent: each has its share, so that a living one has its turn.
+        "connect_timeout": min(1.0, timeout / (len(options["servers"]) + 1)),
         "error_cb": remember,
     }
 
     def no_log_in(error: Exception) -> bool:
         return "authorization" in f"{error} {last[-1:]}".lower()
 
+    def for_good(error: Exception) -> bool:
+        lasting = (nats.errors.NoServersError, ssl.SSLCertVerificationError)
+        return isinstance(error, lasting) or no_log_in(error)
+
     async def persist() -> Client:
         while True:
             try:
-                return await nats.connect(**{**options, **bounded})
+                return await _opened({**options, **bounded})
             except (OSError, nats.errors.Error) as error:
-                if isinstance(error, nats.errors.NoServersError) or no_log_in(error):
+                if for_good(error):
                     raise
             await asyncio.sleep(0.05)
 
     try:
         async with asyncio.timeout(timeout):
             return await persist()
+    except ssl.SSLCertVerificationError as error:
+        raise LabError(
+            f"{where} shows a certificate that is not trusted here ({error.verify_message}): name "
+            "the file of the authority that signed it in NATS_CA."
+        ) from None
     except (TimeoutError, OSError, nats.errors.Error) as error:
         if no_log_in(error):
             raise LabError(
@@ -61,17 +76,29 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
         ) from None
 
 
+@asynccontextmanager
+async def connected(options: dict[str, Any], timeout: float = 2.5) -> AsyncIterator[Client]:
+    """`connect` for the length of a block."""
+    nc = await connect(options, timeout)
+    try:
+        yield nc
+    finally:
+        await nc.close()
+
+
+async def _opened(options: dict[str, Any]) -> Client:
+    """`nats.connect`, which leaves its socket open when the handshake fails or is cancelled."""
+    nc = Client()
+    try:
+        await nc.connect(**options)
+    except BaseException:
+        # Not nc.close(): it waits for the other side, which may have caused all this by its silence.
+        if nc._transport is not None:
+            nc._transport.close()  # type: ignore[no-untyped-call]
+        raise
+    return nc
+
+
 def shown(url: str) -> str:
     """A server's address for a message: without the log-in, which is nobody's business."""
-    return re.sub(r"//[^/]*@", "//", url)
-
-
-def require_creds(path: str) -> None:
-    """nats-py opens the file only when a server asks for a signature, and then fails in many ways."""
-    try:
-        text = Path(path).read_text(errors="replace")
-    except OSError as error:
-        why = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise LabError(f"NATS_CREDS={path} {why}: check the path.") from None
-    if "NATS USER JWT" not in text or not re.search(r"\bSU[A-Z2-7]{56}\b", text):
-        raise LabError(f"NATS_CREDS={path} is not a credentials file: ask for a new one.")
+    return re.sub(r"//.*@", "//", url)

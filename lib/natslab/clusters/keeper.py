@@ -18,17 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import psutil
 
+MARK = "NATSLAB_LAB"  # in the environment of what belongs to a folder, and of its children
 ALIVE = "alive"  # a file in the folder, locked for as long as the owner lives
-GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
+# Where Python is found is the reader's choice; how it behaves is not: `PYTHONINSPECT` would keep a
+# worker from ending, `PYTHONIOENCODING` from printing, `PYTHONOPTIMIZE` takes its asserts away.
+WHERE_PYTHON_IS = {
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPLATLIBDIR"),
+    *("PYTHONEXECUTABLE", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"),
+}
 
 
-@dataclass
+@dataclass(eq=False)
 class Claim:
     """A private folder, held by this process: `release` gives it back."""
 
@@ -40,29 +47,72 @@ class Claim:
         """Let the keeper clean up now, and wait until it has."""
         assert self.keeper.stdin is not None
         self.keeper.stdin.close()
-        self.keeper.wait(20)
-        self.alive.close()
-        if self.folder.exists():
-            reap(self.folder)  # the keeper itself was killed
+        if self not in _held:
+            return  # given back before, or by a forked child: it is its parent's
+        try:
+            self.keeper.wait(20)
+            if self.folder.exists():
+                reap(self.folder)  # the keeper itself was killed
+        finally:
+            self.alive.close()
+            _held.discard(self)
+
+
+_held: set[Claim] = set()  # by this process
+
+
+def _forget_in_child() -> None:
+    """A forked child must not keep our folders alive: it holds copies of the pipe and of the lock."""
+    for claim in _held:
+        assert claim.keeper.stdin is not None
+        claim.keeper.stdin.close()
+        claim.alive.close()
+        claim.keeper.returncode = 0  # not its child: nothing to wait for
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def claim(root: Path) -> Claim:
-    """A new private folder below `root`, and its keeper. Cleans up after dead kernels first."""
+    """A new private folder below `root`, and its keeper. Raises OSError when `root` is no place for one."""
     root.mkdir(parents=True, exist_ok=True)
-    reap_dead(root)
     folder = Path(tempfile.mkdtemp(dir=root))
-    # The lock is taken before the file has its name: nobody can see it unlocked.
-    alive = (folder / "new").open("w")
-    fcntl.flock(alive, fcntl.LOCK_EX)
-    (folder / "new").rename(folder / ALIVE)
-    keeper = subprocess.Popen(
-        [sys.executable, "-P", __file__, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a signal to the kernel's process group must not end the keeper
-    )
-    return Claim(folder, alive, keeper)
+    alive: IO[str] | None = None
+    try:
+        # The lock is taken before the file has its name: nobody can see it unlocked.
+        alive = (folder / "new").open("w")
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / ALIVE)
+        keeper = subprocess.Popen(
+            [sys.executable, "-P", __file__, str(folder)],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a signal to the kernel's process group must not end the keeper
+        )
+    except BaseException:  # an interrupt too
+        if alive is not None:
+            alive.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    held = Claim(folder, alive, keeper)
+    _held.add(held)
+    return held
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment for a process that belongs to `folder`: ours, with the mark by which it is found."""
+    return {**_environment(), MARK: str(folder)}
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != MARK and (not name.startswith("PYTHON") or name in WHERE_PYTHON_IS)
+    }
 
 
 def owner_lives(folder: Path) -> bool:
@@ -71,35 +121,43 @@ def owner_lives(folder: Path) -> bool:
     It holds a lock on a file there, which the operating system takes back when it ends; unlike a
     process id with a start time, that survives a clock that is set while it runs.
     """
+    if any(held.folder == folder and not held.alive.closed for held in _held):
+        return True  # on NFS, looking at a lock of our own would give it back
     try:
-        with (folder / ALIVE).open() as alive:
+        with (folder / ALIVE).open("r+") as alive:  # NFS locks only what may be written
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    except (BlockingIOError, PermissionError):
+        return True  # or it is the folder of another user, who cleans up for himself
     except FileNotFoundError:
         # The folder is there an instant before the lock.
-        return folder.exists() and time.time() - folder.stat().st_mtime < 60
+        with suppress(FileNotFoundError):
+            return time.time() - folder.stat().st_mtime < 60
     return False
 
 
 def members(folder: Path) -> list[psutil.Process]:
-    """The processes that belong to `folder`: servers and Python workers started with a path in it.
+    """The processes that belong to `folder`: those with our mark, whatever their executable is called.
 
-    The folder's name is random and never used again, so the command line identifies its
-    processes even after their process ids were reused by others.
+    The folder's name is random and never used again, so it identifies them even after process ids
+    were reused by others; the rest of the path may be spelt in two ways. Where the environment of
+    a process cannot be read (a server with capabilities), a path in the folder on its command line
+    is as good.
     """
     found = []
     inside = f"={folder}{os.sep}"  # some are told /folder/x, some --option=/folder/x
-    for process in psutil.process_iter(["cmdline", "exe", "pid"]):
-        command, exe = process.info["cmdline"] or [], Path(process.info["exe"] or "").name
-        ours = exe.startswith(("nats-server", "prometheus", "python"))
-        if ours and any(inside in f"={word}" for word in command):
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        told, command = process.info["environ"], process.info["cmdline"] or []
+        if not told:
+            ours = any(inside in f"={word}" for word in command)
+        else:
+            ours = Path(told.get(MARK, "")).name == folder.name
+        if ours and process.pid != os.getpid():
             found.append(process)
     return found
 
 
 def reap(folder: Path, deadline: float = 10.0) -> None:
-    """Kill every process that belongs to `folder` and delete it."""
+    """Kill every process that belongs to `folder` and, when none is left, delete it."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         left = [p for p in members(folder) if _kill(p)]
@@ -118,11 +176,11 @@ def reap_dead(root: Path) -> None:
 
 
 def _kill(process: psutil.Process) -> bool:
-    """Kill; True while the process is still there (a zombie is not)."""
+    """Kill; True while the process is still there (a zombie is not, one of another user is not ours)."""
     try:
         process.kill()
         return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except GONE:
+    except psutil.Error:
         return False
 
 

@@ -7,16 +7,16 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js import api
+from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
 from natslab.check import until
-from natslab.clusters.connect import connect
+from natslab.clusters.connect import connected
 from natslab.errors import LabError
 
 START_DEADLINE = 15.0
@@ -27,12 +27,16 @@ class NotReady(Exception):
     """The proof did not work; the reason in the words of the client."""
 
 
-async def prove(options: dict[str, Any], timeout: float = START_DEADLINE) -> None:
+async def prove(
+    options: dict[str, Any], timeout: float = START_DEADLINE, replicas: int | None = None
+) -> None:
     """Create a replicated stream, publish to it through every server, delete it; then let a client
     on each server hear one on every other.
 
     A node that has just started may not answer yet while its neighbours do, so one proof is not
-    enough. Raises NotReady when it does not work within `timeout` seconds.
+    enough. `replicas`: of that stream, by default one on each server, three at most. Raises NotReady
+    when it does not work within `timeout` seconds. However it ends, also cancelled, it leaves no
+    connection, no task and (where the servers still answer) no stream.
     """
     end = time.monotonic() + timeout
     servers = options["servers"]
@@ -40,15 +44,21 @@ async def prove(options: dict[str, Any], timeout: float = START_DEADLINE) -> Non
     # In files: a stream in memory that an interrupted proof left would keep a node that lost its
     # copy unhealthy until all the others are back.
     config = api.StreamConfig(
-        name=name, subjects=[f"natslab.probe.{name}"], num_replicas=min(3, len(servers))
+        name=name, subjects=[f"natslab.probe.{name}"], num_replicas=replicas or min(3, len(servers))
     )
-    proofs = (_store({**options, "servers": [s]}, config, end) for s in servers)
-    outcomes = await asyncio.gather(*proofs)
+    try:
+        async with asyncio.TaskGroup() as group:  # it waits for all, also when it is cancelled
+            proofs = [
+                group.create_task(_store({**options, "servers": [server]}, config, end))
+                for server in servers
+            ]
+    finally:
+        await _remove_probes(options, name)
+    outcomes = [proof.result() for proof in proofs]
     errors = [error for error in outcomes if error]
     # A missing node is for `unhealthy` to tell; without a majority nothing works.
     if 2 * len(errors) >= len(servers):
         raise NotReady(str(errors[0]))
-    await _remove_probes(options, name)
     fine = [server for server, error in zip(servers, outcomes, strict=True) if not error]
     await _hear_each_other(options, fine, max(1.0, end - time.monotonic()))
 
@@ -56,42 +66,47 @@ async def prove(options: dict[str, Any], timeout: float = START_DEADLINE) -> Non
 async def _store(options: dict[str, Any], config: api.StreamConfig, end: float) -> Exception | None:
     """The last error when no publish through these servers was acknowledged in time."""
     try:
-        nc = await connect(options, max(0.5, min(2.5, end - time.monotonic())))
+        async with connected(options, max(0.5, min(2.5, end - time.monotonic()))) as nc:
+            # An early request is never answered; asking again is harmless.
+            js = nc.jetstream(timeout=0.2)
+            while True:
+                try:
+                    await js.add_stream(config)
+                    await js.publish(f"natslab.probe.{config.name}", b"")
+                    return None
+                except (OSError, nats.errors.Error) as error:  # TimeoutError is an OSError
+                    if time.monotonic() > end or nc.is_closed:
+                        return error
+                    await asyncio.sleep(0.02)
     except LabError as error:
         return error
-    # An early request is never answered; asking again is harmless.
-    js = nc.jetstream(timeout=0.2)
-    try:
-        while True:
-            try:
-                await js.add_stream(config)
-                await js.publish(f"natslab.probe.{config.name}", b"")
-                return None
-            except (TimeoutError, nats.errors.Error) as error:
-                if time.monotonic() > end:
-                    return error
-                await asyncio.sleep(0.02)
-    finally:
-        await nc.close()
 
 
 async def _remove_probes(options: dict[str, Any], own: str) -> None:
     """Delete our stream, and those that a start which failed could not delete itself."""
-    nc = await connect(options)
-    with suppress(TimeoutError, nats.errors.Error):
-        probes = b'{"subject": "natslab.probe.*"}'
-        answer = await nc.request("$JS.API.STREAM.NAMES", probes)
-        for name in json.loads(answer.data).get("streams") or []:
-            made = int(name.removeprefix(PROBE).split("_")[0])
-            if name == own or time.time() - made > 2 * START_DEADLINE:
-                with suppress(NotFoundError):  # somebody was faster
-                    await nc.jetstream().delete_stream(name)
-    await nc.close()
+    with suppress(LabError, TimeoutError, nats.errors.Error):
+        async with asyncio.timeout(4.0), connected(options, 1.0) as nc:
+            js = nc.jetstream(timeout=1)
+            await _delete(js, own, 5)  # a request of ours may still be on its way
+            answer = await nc.request("$JS.API.STREAM.NAMES", b'{"subject": "natslab.probe.*"}')
+            for name in json.loads(answer.data).get("streams") or []:
+                made = int(name.removeprefix(PROBE).split("_")[0])
+                if time.time() - made > 2 * START_DEADLINE:
+                    await _delete(js, name, 1)  # or somebody was faster
+
+
+async def _delete(js: JetStreamContext, name: str, looks: int) -> None:
+    """Delete a stream; while it is not found it is looked for again, `looks` times in all."""
+    for look in range(looks):
+        if look:
+            await asyncio.sleep(0.2)
+        with suppress(NotFoundError):
+            await js.delete_stream(name)
+            return
 
 
 async def _hear_each_other(options: dict[str, Any], servers: list[str], timeout: float) -> None:
     """Wait until messages flow from each of these servers to each."""
-    clients = [await connect({**options, "servers": [server]}) for server in servers]
     subject, heard = f"natslab.ready.{random.getrandbits(48):x}", set()
 
     def listener(ear: int) -> Callable[[Msg], Awaitable[None]]:
@@ -107,11 +122,13 @@ async def _hear_each_other(options: dict[str, Any], servers: list[str], timeout:
         return len(heard) == len(clients) ** 2
 
     try:
-        for ear, client in enumerate(clients):
-            await client.subscribe(subject, cb=listener(ear))
-        await until(all_heard, timeout)
-    except TimeoutError:
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(connected({**options, "servers": [server]}))
+                for server in servers
+            ]
+            for ear, client in enumerate(clients):
+                await client.subscribe(subject, cb=listener(ear))
+            await until(all_heard, timeout)
+    except (LabError, TimeoutError, nats.errors.Error):
         raise NotReady("the nodes do not hear each other") from None
-    finally:
-        for client in clients:
-            await client.close()

