@@ -17,15 +17,16 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from natslab.clusters.plan import published
 from natslab.clusters.ports import is_free
 from natslab.errors import LabError
 from natslab.paths import CACHE, ROOT, setting
 
 COMPOSE_FILE = ROOT / "infra" / "compose.yaml"
 
-# Node -> (client port, monitoring port) on 127.0.0.1: the one table in Python. compose.yaml says the
-# same, and a test compares the two.
-PORTS = {"n1": (4221, 8221), "n2": (4222, 8222), "n3": (4223, 8223)}
+# Node -> (client port, monitoring port) on 127.0.0.1. compose.yaml says the same, and a test
+# compares the two.
+PORTS = {f"n{number}": published(number) for number in (1, 2, 3)}
 
 ENGINE_SECONDS = 5.0  # a live engine answers in 0.05 s
 PULL_SECONDS = 300.0  # 10 MB, also over a poor network

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import random
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -23,9 +25,8 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
     """A connection that fails within `timeout` seconds, with one sentence, instead of trying for two minutes.
 
     nats-py tries each server 60 times, 2 s apart, before it gives up on the *first* connection too;
-    `allow_reconnect=False` ends that for a refused log-in only, so the number of attempts is bounded
-    here as well. Without reconnects one hiccup in the handshake ends it too: try that again. Raises
-    LabError.
+    with `allow_reconnect=False` it gives up at the first handshake that fails, whoever else there is.
+    So the servers are asked by turns here, one at a time, in an order by chance. Raises LabError.
     """
     where = " ".join(map(shown, options["servers"]))
     last: list[Exception] = []
@@ -33,12 +34,13 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
     async def remember(error: Exception) -> None:
         last.append(error)
 
+    servers = random.sample(options["servers"], len(options["servers"]))
     bounded = {
         "allow_reconnect": False,
-        "max_reconnect_attempts": max(1, int(timeout / 0.1)),
-        "reconnect_time_wait": 0.05,
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": 0.01,
         # A frozen server accepts and is silent: each has its share, so that a living one has its turn.
-        "connect_timeout": min(1.0, timeout / (len(options["servers"]) + 1)),
+        "connect_timeout": min(1.0, timeout / (len(servers) + 1)),
         "error_cb": remember,
     }
 
@@ -46,17 +48,19 @@ async def connect(options: dict[str, Any], timeout: float = 2.5) -> Client:
         return "authorization" in f"{error} {last[-1:]}".lower()
 
     def for_good(error: Exception) -> bool:
-        lasting = (nats.errors.NoServersError, ssl.SSLCertVerificationError)
-        return isinstance(error, lasting) or no_log_in(error)
+        return isinstance(error, ssl.SSLCertVerificationError) or no_log_in(error)
 
     async def persist() -> Client:
-        while True:
+        refusals_left = len(servers) * max(1, int(timeout / 0.1))  # nobody listens there
+        for server in itertools.cycle(servers):
             try:
-                return await _opened({**options, **bounded})
+                return await _opened({**options, **bounded, "servers": [server]})
             except (OSError, nats.errors.Error) as error:
-                if for_good(error):
+                refusals_left -= isinstance(error, nats.errors.NoServersError)
+                if for_good(error) or not refusals_left:
                     raise
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05 / len(servers))
+        raise AssertionError("there is always a next one")
 
     try:
         async with asyncio.timeout(timeout):

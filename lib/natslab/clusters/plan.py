@@ -267,6 +267,11 @@ def quoted(value: Path | str) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
+def published(number: int) -> tuple[int, int]:
+    """Where the container of a node is found on 127.0.0.1: client port, monitoring port."""
+    return 4220 + number, 8220 + number
+
+
 # Where nodes live: the three kinds of `place`.
 def uses(regions: Mapping[str, int], joined: Joined) -> tuple[str, ...]:
     """What a node of these regions listens for: names of ports."""
@@ -286,11 +291,12 @@ def local(ports: Iterable[int], folder: Path, uses: Iterable[str] = PORTS) -> Pl
     return place
 
 
-def containers(client: int = 4220, monitor: int = 8220) -> Place:
+def containers() -> Place:
     """Containers that find each other by name; node 1 is published on 127.0.0.1 at 4221 and 8221."""
 
     def place(name: str, number: int) -> At:
-        told, asked = f"127.0.0.1:{client + number}", f"http://127.0.0.1:{monitor + number}"
+        client, monitor = published(number)
+        told, asked = f"127.0.0.1:{client}", f"http://127.0.0.1:{monitor}"
         return At("0.0.0.0", name, told=told, monitor_url=asked, store="/data", **PORTS)
 
     return place
