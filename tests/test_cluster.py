@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import helpers
 import nats
 import pytest
-from natslab import Lab, LabError, until
+from natslab import Lab, LabError, settled, until
 from natslab.clusters import base, ports, server
 from natslab.clusters.base import Event
 from natslab.clusters.connect import connect
@@ -32,6 +32,7 @@ async def test_start_gives_a_quorum(lab: Lab) -> None:
     js = nc.jetstream()
     assert await js.streams_info() == [], "the stream that proved readiness is gone"
     await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+    await settled(nc, "s")
     assert (await js.publish("s", b"")).seq == 1
     await nc.close()
 
@@ -153,6 +154,7 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     nc = await nats.connect(**lab.options)
     js = nc.jetstream()
     await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+    await settled(nc, "s")
     await js.publish("s", b"kept")
     before = await lab.leader_of("S")
     assert await lab.move_leader("S", away_from=None) == before
@@ -240,6 +242,7 @@ async def test_two_labs_at_once(lab: Lab, cache: Path) -> None:
         there = await nats.connect(other["servers"][0])
         await nc.jetstream().add_stream(name="SAME", subjects=["same"], num_replicas=3)
         await there.jetstream().add_stream(name="SAME", subjects=["same"], num_replicas=3)
+        await settled(nc, "same")
         await nc.jetstream().publish("same", b"here")
         info = await there.jetstream().stream_info("SAME")
         assert info.state.messages == 0, "they know nothing of each other"

@@ -283,6 +283,7 @@ def test_comes_up(nothing_up: None) -> None:
     async def publish(client: Client) -> int:
         js = client.jetstream()
         await js.add_stream(name="UP", subjects=["up.>"], num_replicas=3)
+        await settled(client, "up.1")
         sequence = (await js.publish("up.1", b"hello")).seq
         await js.delete_stream("UP")
         return sequence

@@ -19,7 +19,7 @@ import nats
 import natslab.lab
 import pytest
 from helpers import ROOT, nothing_left
-from natslab import Lab, LabError, doctor, prometheus, until
+from natslab import Lab, LabError, doctor, prometheus, settled, until
 from natslab.clusters import keeper, server
 from natslab.clusters.ports import DEFAULT_PORTS
 from natslab.paths import anchor, setting
@@ -174,6 +174,7 @@ async def test_a_lab_in_a_folder_with_any_name(
         nc = await nats.connect(**lab.options)
         heard = await nc.subscribe("greet")
         await nc.jetstream().add_stream(name="S", subjects=["s"], num_replicas=3)
+        await settled(nc, "s")
         await nc.jetstream().publish("s", b"")
         worker = lab.spawn(greet, "greeter", lab.address)
         assert (await heard.next_msg(timeout=20)).data == "→ ü".encode()

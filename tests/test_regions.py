@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.js.api import ExternalStream, StreamSource
-from natslab import Lab, LabError, until
+from natslab import Lab, LabError, settled, until
 from natslab.clusters import server
 
 pytestmark = pytest.mark.servers
@@ -59,6 +59,8 @@ async def test_two_regions_over_one_link(world: Lab, us: Client, eu: Client) -> 
     origin = StreamSource(name="ORD", external=ExternalStream(api="$JS.us-east.API"))
     await eu.jetstream().add_stream(name="COPY", mirror=origin, num_replicas=3)
     await eu.jetstream().add_stream(name="OWN", subjects=["ord.eu.*"], num_replicas=3)
+    await settled(us, "ord.us.1", "ord.eu.2")
+    await settled(eu, "ord.eu.1")
     assert (await us.jetstream().publish("ord.us.1", b"")).domain == "us-east"
     assert (await eu.jetstream().publish("ord.eu.1", b"")).domain == "eu-west"
     acked = await us.jetstream().publish("ord.eu.2", b"over the link")
@@ -171,6 +173,7 @@ async def test_a_node_and_then_a_region_is_killed(world: Lab, eu: Client) -> Non
     await asyncio.gather(*map(world.kill, world.regions["us-east"].nodes))
     await until(link.is_down, 5, "the outer nodes to notice")
     await eu.jetstream().add_stream(name="S", subjects=["s"], num_replicas=3)
+    await settled(eu, "s")
     assert (await eu.jetstream().publish("s", b"")).seq == 1
     await asyncio.gather(*map(world.restart, world.regions["us-east"].nodes))
     await world.wait_until_healthy()

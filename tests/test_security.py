@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client, RawCredentials
 from nats.errors import NoRespondersError
-from natslab import Lab, auth, until
+from natslab import Lab, auth, settled, until
 from natslab.auth import Key
 from natslab.clusters import plan, server
 from natslab.clusters.connect import _opened
@@ -52,6 +52,7 @@ async def test_tls_and_log_in(locked: Lab) -> None:
     cipher = nc._transport._io_writer.get_extra_info("cipher")
     assert cipher and cipher[1] == "TLSv1.3"
     await nc.jetstream().add_stream(name="S", subjects=["s"], num_replicas=3)
+    await settled(nc, "s")
     assert (await nc.jetstream().publish("s", b"")).seq == 1
     assert locked.node_of(nc) in locked.nodes
     here = await nats.connect(**locked.other_server(nc))
@@ -108,6 +109,7 @@ async def test_an_account_does_not_hear_the_other(locked: Lab) -> None:
 
     for nc in (shop, pay):  # the same name in both, and two streams
         await nc.jetstream().add_stream(name="S", subjects=["s"])
+    await settled(shop, "s")
     await shop.jetstream().publish("s", b"")
     assert (await shop.jetstream().stream_info("S")).state.messages == 1
     assert (await pay.jetstream().stream_info("S")).state.messages == 0
@@ -225,6 +227,7 @@ async def test_a_signed_user_is_let_in_and_a_stolen_one_is_not(tmp_path: Path) -
         where = {"servers": [f"nats://{addresses[0]}"], "error_cb": quiet}
         nc = await nats.connect(**where, **creds(jwt, ann))
         await until(lambda: makes_a_stream(nc), 15, "JetStream of a server that has just started")
+        await settled(nc, "s")
         assert (await nc.jetstream().publish("s", b"")).seq == 1
         await nc.close()
         file = tmp_path / "ann.creds"
