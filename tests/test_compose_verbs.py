@@ -54,8 +54,8 @@ async def test_it_is_found_without_asking(compose: None, cache: Path) -> None:
     ("fault", "cure"), [("kill", "restart"), ("pause", "resume"), ("cut", "heal")]
 )
 async def test_a_fault_is_seen_and_mended(compose_lab: Lab, fault: str, cure: str) -> None:
-    js = (await nats.connect(**compose_lab.options)).jetstream()
-    await js.add_stream(
+    first = await nats.connect(**compose_lab.options)
+    await first.jetstream().add_stream(
         name="VERBS", subjects=["verbs"], num_replicas=3, description=compose_lab.mark
     )
     leader = await compose_lab.leader_of("VERBS")
@@ -78,7 +78,7 @@ async def test_a_fault_is_seen_and_mended(compose_lab: Lab, fault: str, cure: st
     await compose_lab.wait_until_healthy()
     assert [event.verb for event in compose_lab.events] == [fault, cure]
     await nc.close()
-    await js._nc.close()
+    await first.close()
 
 
 async def test_an_interrupted_drill_is_mended_by_the_next_lesson(
