@@ -147,10 +147,10 @@ class Suite:
         """End all children; their own clean-up takes a moment."""
         self.stopping = True
         for child in list(self.children):
-            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGINT)  # on which pytest takes down what it has put up
         for child in list(self.children):
             try:
-                child.wait(10)
+                child.wait(30)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
 
@@ -289,7 +289,8 @@ def todays() -> list[str]:
 @contextlib.contextmanager
 def load(suite: Suite, processes: int):
     """So many processes that do nothing but take the processor."""
-    spinning = [suite.start([sys.executable, "-c", SPIN]) for _ in range(processes)]
+    quiet = {"stderr": subprocess.DEVNULL}
+    spinning = [suite.start([sys.executable, "-c", SPIN], **quiet) for _ in range(processes)]
     try:
         yield
     finally:
