@@ -78,7 +78,9 @@ CLEAN = {name: value for name, value in os.environ.items() if value and allowed(
 CLEAN["PYTHONNOUSERSITE"] = "1"
 # A file of the reader's is meant from where this command is given; kernels start elsewhere.
 FILES = ("NATS_CREDS", "NATS_CA")
-CLEAN.update({name: os.path.abspath(CLEAN[name]) for name in FILES if name in CLEAN})
+CLEAN.update(
+    {name: os.path.abspath(os.path.expanduser(CLEAN[name])) for name in FILES if name in CLEAN}
+)
 STARTED = time.monotonic()
 
 ABOUT = """

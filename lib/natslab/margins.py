@@ -12,7 +12,7 @@ import json
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ class _Comparisons(ast.NodeTransformer):
         self.generic_visit(node)
         if getattr(node.func, "id", "") not in ("print", "check"):
             return node
-        claim = next((text for part in node.args for text in _texts(part)), "")
+        texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        claim = next((text for text in texts if isinstance(text, str)), "")
         timed = any(k.arg == "timed" and getattr(k.value, "value", 0) for k in node.keywords)
         node.args = [_Inside(claim, timed).visit(argument) for argument in node.args]
         return node
@@ -88,11 +89,6 @@ class _Inside(ast.NodeTransformer):
             [],
         )
         return ast.fix_missing_locations(ast.copy_location(call, node))
-
-
-def _texts(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
 
 
 def _comparer(file: Path) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from natslab.authoring.course import course
-from natslab.authoring.files import by_number, solution_of
+from natslab.authoring.files import by_number, replace, solution_of
 from natslab.errors import LabError
 from natslab.paths import NOTEBOOKS, ROOT
 
@@ -32,9 +32,7 @@ def reset(number: int) -> dict[Path, Path]:
             continue
         if path.exists():
             kept[path] = _kept_beside(path)
-        draft = path.with_name(f"{path.name}.new")
-        draft.write_bytes(content)
-        draft.replace(path)
+        replace(path, content)
     return kept
 
 

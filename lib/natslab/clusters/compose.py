@@ -19,13 +19,13 @@ NODES = {
 }
 
 
+DOCKER_SECONDS = 30.0  # a stop of a container takes 1 to 2 s, all else less
+
+
 async def is_up() -> bool:
     """True when a node of the compose cluster answers on its published monitoring port."""
     seen = await asyncio.gather(*(server.ask(f"{n.monitor}/varz", 0.5) for n in NODES.values()))
     return any(node and node.get("cluster", {}).get("name") == project() for node in seen)
-
-
-DOCKER_SECONDS = 30.0  # a stop of a container takes 1 to 2 s, all else less
 
 
 @dataclass

@@ -5,6 +5,7 @@ Plain and synchronous: the command line uses it as it is, `compose` builds on it
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -12,13 +13,13 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from natslab.clusters.plan import published
 from natslab.clusters.ports import is_free
+from natslab.clusters.server import open_url
 from natslab.errors import LabError
 from natslab.paths import CACHE, ROOT, setting
 
@@ -35,9 +36,6 @@ COMMAND_SECONDS = 60.0  # everything else that Compose does for us takes 1 to 11
 INSTALL_COMPOSE = "install Compose v2 or run: pip install -e './lib[compose]'"
 # What engines say about a published port that is in use (Linux, macOS, Windows).
 PORT_TAKEN = ("address already in use", "port is already allocated", "ports are not available")
-
-# The cluster is on this machine: never ask a proxy for it.
-_local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def project() -> str:
@@ -261,13 +259,13 @@ def _what_is_wrong(name: str, node: dict[str, str] | None) -> str:
 def _healthz(port: int) -> str:
     """What the node says is wrong with it; '' when it is healthy."""
     try:
-        with _local.open(f"http://127.0.0.1:{port}/healthz", timeout=1) as answer:
+        with open_url(f"http://127.0.0.1:{port}/healthz", timeout=1) as answer:
             return "" if json.load(answer).get("status") == "ok" else "not ok"
     except urllib.error.HTTPError as error:
         with suppress(ValueError, OSError):
             return str(json.load(error).get("error", error))
         return str(error)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return "no answer from its /healthz"
 
 
