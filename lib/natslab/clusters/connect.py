@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -87,7 +87,16 @@ async def connected(options: dict[str, Any], timeout: float = 2.5) -> AsyncItera
     try:
         yield nc
     finally:
-        await nc.close()
+        await to_its_end(nc.close())  # nats-py does not go on with a close that was cancelled
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for `work`, which a cancel that comes meanwhile does not stop: it is waited for, 5 s."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait([task], timeout=5.0)
 
 
 async def _opened(options: dict[str, Any]) -> Client:

@@ -16,7 +16,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
 from natslab.check import until
-from natslab.clusters.connect import connected
+from natslab.clusters.connect import connected, to_its_end
 from natslab.errors import LabError
 
 START_DEADLINE = 15.0
@@ -46,16 +46,19 @@ async def prove(
     config = api.StreamConfig(
         name=name, subjects=[f"natslab.probe.{name}"], num_replicas=replicas or min(3, len(servers))
     )
+    looks = 5  # a request of ours may still be on its way, and make the stream again
     try:
         async with asyncio.TaskGroup() as group:  # it waits for all, also when it is cancelled
             proofs = [
                 group.create_task(_store({**options, "servers": [server]}, config, end))
                 for server in servers
             ]
+        outcomes = [proof.result() for proof in proofs]
+        errors = [error for error in outcomes if error]
+        if not errors:
+            looks = 1  # every request was answered
     finally:
-        await _remove_probes(options, name)
-    outcomes = [proof.result() for proof in proofs]
-    errors = [error for error in outcomes if error]
+        await to_its_end(_remove_probes(options, name, looks))
     # A missing node is for `unhealthy` to tell; without a majority nothing works.
     if 2 * len(errors) >= len(servers):
         raise NotReady(str(errors[0]))
@@ -82,12 +85,12 @@ async def _store(options: dict[str, Any], config: api.StreamConfig, end: float) 
         return error
 
 
-async def _remove_probes(options: dict[str, Any], own: str) -> None:
+async def _remove_probes(options: dict[str, Any], own: str, looks: int) -> None:
     """Delete our stream, and those that a start which failed could not delete itself."""
     with suppress(LabError, TimeoutError, nats.errors.Error):
         async with asyncio.timeout(4.0), connected(options, 1.0) as nc:
             js = nc.jetstream(timeout=1)
-            await _delete(js, own, 5)  # a request of ours may still be on its way
+            await _delete(js, own, looks)
             answer = await nc.request("$JS.API.STREAM.NAMES", b'{"subject": "natslab.probe.*"}')
             for name in json.loads(answer.data).get("streams") or []:
                 made = int(name.removeprefix(PROBE).split("_")[0])
@@ -96,13 +99,12 @@ async def _remove_probes(options: dict[str, Any], own: str) -> None:
 
 
 async def _delete(js: JetStreamContext, name: str, looks: int) -> None:
-    """Delete a stream; while it is not found it is looked for again, `looks` times in all."""
+    """Delete a stream, and again if it comes back: it is looked for `looks` times, 0.2 s apart."""
     for look in range(looks):
         if look:
             await asyncio.sleep(0.2)
         with suppress(NotFoundError):
             await js.delete_stream(name)
-            return
 
 
 async def _hear_each_other(options: dict[str, Any], servers: list[str], timeout: float) -> None:
