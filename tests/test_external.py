@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import helpers
 import nats
 import psutil
 import pytest
+from nats.aio.client import Client
 from natslab import Lab, LabError, until
 from natslab.auth import Key, account_jwt, certificates, creds, operator_jwt, user_jwt
 from natslab.clusters import external, ready, server
@@ -488,6 +490,31 @@ async def test_a_cancelled_proof_leaves_nothing(three: list, after: float) -> No
     await until(lambda: open_files() <= before, 2, "the sockets to close")
     async with connected(options) as nc:
         assert await nc.jetstream().streams_info() == []
+
+
+async def test_a_close_that_is_cancelled_goes_on_to_its_end(
+    three: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await only_this_task()
+    closing, flush = asyncio.Event(), Client._flush_pending
+
+    async def slow(self: Client, **options: bool) -> Any:
+        if self.is_closed:  # so says nats-py as soon as it begins to close
+            closing.set()
+            await asyncio.sleep(0.1)
+        return await flush(self, **options)
+
+    async def shortly() -> None:
+        async with connected({"servers": [three[0].url]}):
+            pass
+
+    monkeypatch.setattr(Client, "_flush_pending", slow)
+    block = asyncio.create_task(shortly())
+    await closing.wait()
+    block.cancel()
+    await asyncio.wait([block])
+    assert block.cancelled()
+    await only_this_task()
 
 
 async def test_a_failing_proof_leaves_nothing(three: list) -> None:

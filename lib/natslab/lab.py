@@ -20,7 +20,7 @@ from natslab import workers
 from natslab.check import until
 from natslab.clusters import compose, keeper, server
 from natslab.clusters.base import Cluster, Event
-from natslab.clusters.connect import connect
+from natslab.clusters.connect import connected
 from natslab.clusters.embedded import ONE_CLUSTER, Embedded
 from natslab.clusters.external import External, urls_of
 from natslab.clusters.links import Link
@@ -349,20 +349,18 @@ class Lab:
     async def _delete_marked(self) -> None:
         if self.kind == "embedded":
             return  # a private store: nothing from before, nothing for later
-        nc = await connect(self._options)
         try:
-            js = nc.jetstream(timeout=5)
-            for info in await js.streams_info():
-                if info.config.description == self.mark and info.config.name:
-                    with suppress(NotFoundError):  # somebody was faster
-                        await js.delete_stream(info.config.name)
+            async with connected(self._options) as nc:
+                js = nc.jetstream(timeout=5)
+                for info in await js.streams_info():
+                    if info.config.description == self.mark and info.config.name:
+                        with suppress(NotFoundError):  # somebody was faster
+                            await js.delete_stream(info.config.name)
         except (TimeoutError, nats.errors.Error) as error:
             raise LabError(
                 f"The streams of this lesson could not be deleted ({error or 'timeout'}); its next "
                 "start on this cluster deletes them."
             ) from None
-        finally:
-            await nc.close()
 
     def _place(self, name: str, nodes: list[str], options: dict[str, Any]) -> Place:
         address = {key: value for key, value in options.items() if key != "tls"} | RECONNECT

@@ -23,7 +23,7 @@ from nats.aio.client import Client
 
 from natslab.check import until
 from natslab.clusters import ready, server
-from natslab.clusters.connect import connect
+from natslab.clusters.connect import connect, to_its_end
 from natslab.clusters.ready import START_DEADLINE
 from natslab.errors import LabError
 
@@ -188,7 +188,7 @@ class Cluster(ABC):
             await until(moved, timeout, f"a leader of stream {stream}{where}")
             return leader
         finally:
-            await nc.close()
+            await to_its_end(nc.close())
 
     async def _connect_to_any(self) -> Client:
         try:
