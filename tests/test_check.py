@@ -243,6 +243,7 @@ async def test_settled_waits_for_subscriptions_streams_and_consumers(lab: Lab) -
         await nc.close()
 
 
+@pytest.mark.nightly
 async def test_settled_gives_up_in_time(lab: Lab) -> None:
     nc = await nats.connect(**lab.options)
     with pytest.raises(TimeoutError, match=r"a stream to answer on nobody\.home"):

@@ -102,7 +102,9 @@ def test_no_docker_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         compose_cli.require_engine()
 
 
-@pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
+@pytest.mark.parametrize(
+    "listens", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["refused", "silent"]
+)
 def test_dead_engine(monkeypatch: pytest.MonkeyPatch, listens: bool) -> None:
     if not shutil.which("docker"):
         pytest.skip("there is no docker command on this machine")

@@ -141,6 +141,7 @@ async def test_a_cluster_that_is_gone_is_one_sentence(
         compose_cli.up()
 
 
+@pytest.mark.nightly
 async def test_no_node_answers_is_one_sentence(compose_lab: Lab) -> None:
     for node in compose_lab.nodes:
         await compose_lab.kill(node)

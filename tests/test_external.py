@@ -414,7 +414,7 @@ async def test_a_cluster_that_is_too_busy_is_one_sentence(
         await External.join([node.url for node in three], cache)
 
 
-@pytest.mark.parametrize("how", ["dead", "frozen"])
+@pytest.mark.parametrize("how", ["dead", pytest.param("frozen", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("given", ["all", "one"])
 async def test_a_cluster_without_a_quorum_is_not_waited_for(
     tmp_path: Path, cache: Path, how: str, given: str
@@ -534,6 +534,7 @@ async def test_a_failing_proof_leaves_nothing(three: list) -> None:
 # What is asked of a cluster that has gone.
 
 
+@pytest.mark.nightly
 async def test_the_leader_on_a_dead_cluster_is_one_sentence(tmp_path: Path, cache: Path) -> None:
     with nodes(tmp_path) as servers:
         urls = [node.url for node in servers]

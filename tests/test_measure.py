@@ -143,11 +143,16 @@ async def test_throughput_counts_calls_and_hides_no_error() -> None:
     assert peak == 5 and sorted(numbers) == list(range(20))
     assert 20 / took <= rate <= 20 / (4 * 0.01)
 
+    before = asyncio.all_tasks()
+
     async def fails(number: int) -> None:
-        raise ConnectionError
+        await asyncio.sleep(0.01)
+        if number == 3:
+            raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        await measure.throughput(fails, 3)
+        await measure.throughput(fails, 100, 5)
+    assert asyncio.all_tasks() == before, "nobody goes on"
 
 
 async def test_failed_calls_are_rows_and_are_not_counted_as_done() -> None:

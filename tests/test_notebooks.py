@@ -246,6 +246,7 @@ def test_run_refuses_what_cannot_be_before_it_starts(
     assert not (course.parent / "cache").exists()
 
 
+@pytest.mark.nightly
 def test_a_lesson_that_goes_wrong_is_a_line_and_the_next_one_goes_on(
     course: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,9 @@ def test_what_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ("print('lost: 1')", "lost: 0\n", "lost: 1"),
         ("from natslab import check\ncheck('none lost', 1 == 2)", "✔ none lost\n", "✘ none lost"),
-        ("import os\nos._exit(3)", "x\n", "Timeout of 10 seconds"),
+        pytest.param(
+            *("import os\nos._exit(3)", "x\n", "Timeout of 10 seconds"), marks=pytest.mark.nightly
+        ),
     ],
     ids=["a count", "a claim", "a dead kernel"],
 )

@@ -399,6 +399,7 @@ def test_offline_folder_that_lacks_something(tmp_path, with_uv):
     assert_one_sentence(done, f"{wheels} lacks something", "--download")
 
 
+@pytest.mark.nightly
 def test_no_network(tmp_path):
     folder = copy_course(tmp_path / "course")
     env = environment(UV_NO_CONFIG="1", UV_DEFAULT_INDEX=NOWHERE, PIP_INDEX_URL=NOWHERE)

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from natslab.clusters.base import Event
+from natslab.tasks import together
 
 Call = Callable[[int], Awaitable[Any]]  # the number of the call -> what to do
 
@@ -114,7 +115,7 @@ async def throughput(call: Call, n: int, limit: int = 1) -> float:
         # Before the event loop takes over: it sends what the client has buffered.
         return start, time.perf_counter()
 
-    spans = await asyncio.gather(*(caller() for _ in range(limit)))
+    spans = await together(caller() for _ in range(limit))
     return n / (max(end for _, end in spans) - min(start for start, _ in spans))
 
 
@@ -147,7 +148,7 @@ async def in_flight(call: Call, n: int, limit: int) -> pd.DataFrame:
         for i, (sent, done) in enumerate(itertools.pairwise(times)):
             rows.append((sent, sent, done, errors.get(i, "")))
 
-    await asyncio.gather(*(caller() for _ in range(limit)))
+    await together(caller() for _ in range(limit))
     return _calls(rows)
 
 

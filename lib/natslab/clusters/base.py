@@ -23,9 +23,10 @@ from nats.aio.client import Client
 
 from natslab.check import until
 from natslab.clusters import ready, server
-from natslab.clusters.connect import connect, to_its_end
+from natslab.clusters.connect import connect
 from natslab.clusters.ready import START_DEADLINE
 from natslab.errors import LabError
+from natslab.tasks import to_its_end
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import ssl
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from natslab.errors import LabError
+from natslab.tasks import to_its_end
 
 # asyncio warns at the end of every TLS connection of nats-py, on the reader's screen: no harm in it.
 logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())
@@ -88,15 +89,6 @@ async def connected(options: dict[str, Any], timeout: float = 2.5) -> AsyncItera
         yield nc
     finally:
         await to_its_end(nc.close())  # nats-py does not go on with a close that was cancelled
-
-
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for `work`, which a cancel that comes meanwhile does not stop: it is waited for, 5 s."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    finally:
-        await asyncio.wait([task], timeout=5.0)
 
 
 async def _opened(options: dict[str, Any]) -> Client:

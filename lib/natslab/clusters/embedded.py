@@ -22,6 +22,7 @@ from natslab.clusters.ports import reserve_ports
 from natslab.clusters.ready import START_DEADLINE
 from natslab.errors import LabError
 from natslab.paths import NATS_CONF
+from natslab.tasks import together
 
 if TYPE_CHECKING:
     from natslab.auth import Certificates
@@ -134,14 +135,14 @@ class Embedded(Cluster):
     # How it starts.
     async def _bring_up(self) -> None:
         # Gateways find the regions before them; regions with leaf links do not wait for each other.
-        await _all(self._raise_region(region) for region in self.plan.regions)
+        await together(self._raise_region(region) for region in self.plan.regions)
         for link in self.links.values():
             await self._while_all_run(_linked(link), self.nodes)
 
     async def _raise_region(self, region: str) -> None:
         names = self.plan.regions[region]
         if self.plan.hub not in ("", region):
-            await _all([self._hub_listens(), self._relay_listens()])
+            await together([self._hub_listens(), self._relay_listens()])
         for patience in PATIENCE:
             for name in names:
                 await self._launch(name)
@@ -178,7 +179,7 @@ class Embedded(Cluster):
 
     async def prove_ready(self, timeout: float = START_DEADLINE) -> None:
         """As for every cluster, and in every region; a node that exits ends the wait at once."""
-        await _all(self._prove(region, timeout) for region in self.plan.regions)
+        await together(self._prove(region, timeout) for region in self.plan.regions)
 
     async def _prove(self, region: str, timeout: float) -> None:
         try:
@@ -314,14 +315,3 @@ async def _linked(link: Link) -> None:
         raise LabError(
             f"The regions are ready, the link {link.name} is not: run this cell again."
         ) from None
-
-
-async def _all(waits: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; the first error ends the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

@@ -161,11 +161,24 @@ def reap(folder: Path, deadline: float = 10.0) -> None:
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         left = [p for p in members(folder) if _kill(p)]
-        if not left:
+        if not left and not _one_is_starting():
             shutil.rmtree(folder, ignore_errors=True)
             if not folder.exists():
                 return
         time.sleep(0.01)
+
+
+def _one_is_starting() -> bool:
+    """Some process is in the middle of `exec`: for some ms it has no environment, and may be a member.
+
+    Only that tells them apart from kernel threads: they have memory.
+    """
+    for process in psutil.process_iter(["cmdline", "create_time", "memory_info"]):
+        told = process.info
+        young = time.time() - (told["create_time"] or 0) < 1
+        if young and not told["cmdline"] and told["memory_info"] and told["memory_info"].vms:
+            return True
+    return False
 
 
 def reap_dead(root: Path) -> None:

@@ -16,8 +16,9 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
 from natslab.check import until
-from natslab.clusters.connect import connected, to_its_end
+from natslab.clusters.connect import connected
 from natslab.errors import LabError
+from natslab.tasks import to_its_end
 
 START_DEADLINE = 15.0
 PROBE = "NATSLAB_PROBE_"  # begins the names of the streams that prove a cluster ready
