@@ -37,6 +37,7 @@ CONTAINERS = ["tests/test_compose_cluster.py", "tests/test_compose_verbs.py"]
 # Tests ask for the kind of cluster that they mean; nothing in the environment may choose for them.
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_SERVER")
 CLUSTER_VARIABLES += ("NATSLAB_CLUSTER", "NATSLAB_PORTS", "NATSLAB_COMPOSE_PROJECT")
+LONGEST = ("up", "external", "regions", "cluster", "notebooks")  # unit tests, by file
 WORKERS = "3"  # lessons wait a good part of their time: three at a time keep two cores busy
 KINDS = ("strict", "shared", "workshop", "compose")  # of the runs of a lesson: markers and columns
 NO_LESSON = " and ".join(f"not {k}" for k in (*KINDS, "pairs", "browser", "containers"))
@@ -198,12 +199,13 @@ def unit_tests(suite: Suite, quick: bool = False, nightly: bool = False, only: s
         NO_LESSON + ("" if nightly else " and not nightly") + (" and not servers" if quick else "")
     )
     # Whole files at a time: they share a cluster.
-    words = ["-m", which, "-n", WORKERS, "--dist", "loadfile", *(["-k", only] if only else [])]
+    words = ["-m", which, "-n", WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"]
+    words += ["-k", only] if only else []
     name = "tests without servers" if quick else "unit tests"
     # The compose cluster of the tests that run beside these is not theirs, nor is a reader's.
-    # The file that takes longest first, or the others wait for it at the end.
-    files = ["tests/test_up.py", "tests"]
-    suite.pytest(name, *words, *files, NATSLAB_COMPOSE_PROJECT="natslab-elsewhere")
+    # The files that take longest first, or the others wait for them at the end.
+    files = [f"tests/test_{name}.py" for name in LONGEST]
+    suite.pytest(name, *words, *files, "tests", NATSLAB_COMPOSE_PROJECT="natslab-elsewhere")
 
 
 def runs(suite: Suite, kind: str, lessons: list[Path], *more: str, **env: str) -> None:
