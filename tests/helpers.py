@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+KERNELS = ROOT / "lib" / "natslab" / "kernels.py"
 HOLDER = ROOT / "tests" / "shared_cluster.py"
 # A shell has what it starts with a `&` ignore SIGINT, and so would our children, whose interruptions
 # are tested.
@@ -29,7 +30,11 @@ CELL_SECONDS = 120  # for one cell
 RUN_SECONDS = 400  # for one notebook
 # Without a grammar of international addresses that jsonschema compiles for 1.5 s and no notebook needs.
 LEAN = "import sys; sys.modules['rfc3987_syntax'] = None"
-PYTEST = f"{LEAN}; import pytest; sys.exit(pytest.main())"
+# nbval with the kernels of `natslab run` and `refresh`; without the whole of natslab, which takes time.
+PYTEST = f"""{LEAN}
+import nbval.kernel, pytest, runpy
+nbval.kernel.KernelManager = runpy.run_path({str(KERNELS)!r})["KernelManager"]
+sys.exit(pytest.main())"""
 PATIENCE = "3"  # waits may take three times as long beside other tests; claims do not know of it
 SANITIZER = ROOT / "lib" / "natslab" / "authoring" / "compared.cfg"
 

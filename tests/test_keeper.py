@@ -17,9 +17,9 @@ import psutil
 import pytest
 from helpers import labs_in, nothing_left, processes_in, until
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
 from natslab import Lab
 from natslab.clusters import keeper, server
+from natslab.kernels import KernelManager
 
 pytestmark = pytest.mark.servers
 

@@ -34,6 +34,13 @@ def test_what_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.servers
+def test_no_kernel_can_lose_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none: of the kernels that start at once, two may have chosen the same."""
+    asks = "import ipykernel as i\nprint(i.get_connection_info(unpack=True)['transport'])"
+    compare(tmp_path, monkeypatch, asks, "ipc\n")
+
+
+@pytest.mark.servers
 @pytest.mark.parametrize(
     ("source", "saved", "told"),
     [

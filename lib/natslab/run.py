@@ -12,11 +12,12 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from natslab.authoring.files import read, tags
 from natslab.errors import LabError, usable
+from natslab.kernels import AsyncKernelManager
 from natslab.parameters import at_scale, refuse_impossible, stated, typed
 from natslab.paths import CACHE
 
 CELL_TIMEOUT = 120  # seconds; lessons wait with deadlines of their own, this is the backstop
-# Its log goes to our terminal: a warning about its transport at every start, a stack at Ctrl-C.
+# Its log goes to our terminal: a stack at Ctrl-C.
 QUIET_KERNEL = ["--log-level=CRITICAL"]
 KERNEL_GONE = "the kernel ended before the notebook did: it was stopped, or it ran out of memory"
 OUT_OF_TIME = "a cell was not done after {} s, the rest was not run"
@@ -78,6 +79,7 @@ def run(
             progress_bar=False,
             execution_timeout=CELL_TIMEOUT,
             extra_arguments=QUIET_KERNEL,
+            kernel_manager_class=AsyncKernelManager,
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue.strip()}"

@@ -21,6 +21,7 @@ from natslab.authoring.files import (
 )
 from natslab.authoring.index import with_navigation
 from natslab.errors import LabError
+from natslab.kernels import AsyncKernelManager
 from natslab.run import CELL_TIMEOUT, KERNEL_GONE, OUT_OF_TIME, QUIET_KERNEL
 
 
@@ -42,6 +43,7 @@ def refresh(path: Path, *, pictures: bool = False, busy: bool = False) -> bool:
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         extra_arguments=QUIET_KERNEL,
+        kernel_manager_class=AsyncKernelManager,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},

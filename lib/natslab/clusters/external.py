@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import ssl
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,17 +149,21 @@ async def _addresses(options: dict[str, Any], told: list[str]) -> tuple[list[str
     A server may be given under another name than the cluster tells (`localhost`, a name in the DNS),
     and tell several addresses (when it listens on 0.0.0.0): the servers themselves say who they are.
     A told address that does not work from here is a node out of reach, unless it is one of a server
-    that was given under an address that does.
+    that was given under an address that does, or (by its port) that tells several: one of them may
+    be of a network that only its own machine knows, such as Docker's.
     """
     given = options["servers"]
     urls = list(dict.fromkeys([*given, *told]))
     async with asyncio.TaskGroup() as group:
         asked = {url: group.create_task(_id(options, url)) for url in urls}
     ids = {url: task.result() for url, task in asked.items()}
-    hidden = [url for url in told if not ids[url] and url not in given]
+    n_told = Counter(ids[url] for url in told)
+    shared = {urlsplit(url).port for url in told if ids[url] and n_told[ids[url]] > 1}
+    unknown = [url for url in told if not ids[url] and url not in given]
+    hidden = [url for url in unknown if urlsplit(url).port not in shared]
     known: dict[str, str] = {}
     for url in urls:
-        if url not in hidden:
+        if url not in unknown:
             known.setdefault(ids[url] or url, url)
     reached = {ids[url] for url in given if ids[url]} - {ids[url] for url in told}
     return list(known.values()), hidden[len(reached) :]
