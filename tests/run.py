@@ -266,15 +266,15 @@ def side_by_side(*lanes: list) -> None:
 
 
 def everything(suite: Suite, lessons: list[Path], all_: bool) -> None:
-    """All steps; those side by side claim nothing about time, or little."""
+    """All steps; tests side by side claim nothing about time, or little."""
     often = [] if all_ else ["-m", "not nightly"]
     # A container that comes or goes changes the network: a browser drops its requests then.
     side_by_side(
         [partial(unit_tests, suite, nightly=all_)],
         [partial(browser, suite), partial(compose, suite, "containers", *CONTAINERS, *often)],
-        [partial(lint, suite)],
     )
-    runs(suite, "strict", lessons)
+    # Lessons wait so often that they leave a part of two cores idle.
+    side_by_side([partial(runs, suite, "strict", lessons)], [partial(lint, suite)])
     shared(suite, lessons, all_)
     if all_:
         compose(suite, "lessons: compose", COMPOSE_RUNS, "-m", "compose", *among(lessons))
