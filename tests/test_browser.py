@@ -35,10 +35,12 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(course: Path) -> Iterator[str]:
-    """JupyterLab started by command one."""
+    """JupyterLab as command one starts it. That it makes an environment first is tested in test_up."""
+    serve = "import sys, up; up.serve(up.Path(sys.executable), up.free_port(), False, {})"
     server = subprocess.Popen(
-        [sys.executable, course / "infra" / "up.py", "--no-browser"],
+        [sys.executable, "-c", serve],
         env=helpers.clean_environment(NATSLAB_CLUSTER="embedded"),
+        cwd=course / "infra",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

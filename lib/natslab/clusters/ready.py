@@ -90,7 +90,7 @@ async def _remove_probes(options: dict[str, Any], own: str, looks: int) -> None:
     """Delete our stream, and those that a start which failed could not delete itself."""
     with suppress(LabError, TimeoutError, nats.errors.Error):
         async with asyncio.timeout(4.0), connected(options, 1.0) as nc:
-            js = nc.jetstream(timeout=1)
+            js = nc.jetstream(timeout=0.5)
             await _delete(js, own, looks)
             answer = await nc.request("$JS.API.STREAM.NAMES", b'{"subject": "natslab.probe.*"}')
             for name in json.loads(answer.data).get("streams") or []:
@@ -100,12 +100,21 @@ async def _remove_probes(options: dict[str, Any], own: str, looks: int) -> None:
 
 
 async def _delete(js: JetStreamContext, name: str, looks: int) -> None:
-    """Delete a stream, and again if it comes back: it is looked for `looks` times, 0.2 s apart."""
-    for look in range(looks):
-        if look:
-            await asyncio.sleep(0.2)
-        with suppress(NotFoundError):
+    """Delete a stream until it was not there in `looks` looks, 0.2 s apart.
+
+    A request to delete a stream that is just being made may never be answered, and one to make it
+    may come after: then it is asked again.
+    """
+    while True:
+        try:
             await js.delete_stream(name)
+        except NotFoundError:
+            looks -= 1
+            if looks < 1:
+                return
+            await asyncio.sleep(0.2)
+        except TimeoutError:
+            pass  # nats-py's own is one, too
 
 
 async def _hear_each_other(options: dict[str, Any], servers: list[str], timeout: float) -> None:
