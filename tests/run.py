@@ -38,7 +38,8 @@ CONTAINERS = ["tests/test_compose_cluster.py", "tests/test_compose_verbs.py"]
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_SERVER")
 CLUSTER_VARIABLES += ("NATSLAB_CLUSTER", "NATSLAB_PORTS", "NATSLAB_COMPOSE_PROJECT")
 LONGEST = ("up", "external", "regions", "cluster", "notebooks")  # unit tests, by file
-WORKERS = "3"  # lessons wait a good part of their time: three at a time keep two cores busy
+# At a time, on two cores: lessons wait a good part of their time, tests less.
+TESTS, LESSONS = "3", "4"
 KINDS = ("strict", "shared", "workshop", "compose")  # of the runs of a lesson: markers and columns
 NO_LESSON = " and ".join(f"not {k}" for k in (*KINDS, "pairs", "browser", "containers"))
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -199,7 +200,7 @@ def unit_tests(suite: Suite, quick: bool = False, nightly: bool = False, only: s
         NO_LESSON + ("" if nightly else " and not nightly") + (" and not servers" if quick else "")
     )
     # Whole files at a time: they share a cluster.
-    words = ["-m", which, "-n", WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"]
+    words = ["-m", which, "-n", TESTS, "--dist", "loadfile", "--no-loadscope-reorder"]
     words += ["-k", only] if only else []
     name = "tests without servers" if quick else "unit tests"
     # The compose cluster of the tests that run beside these is not theirs, nor is a reader's.
@@ -210,7 +211,7 @@ def unit_tests(suite: Suite, quick: bool = False, nightly: bool = False, only: s
 
 def runs(suite: Suite, kind: str, lessons: list[Path], *more: str, **env: str) -> None:
     """One kind of run of these lessons, some at a time; the longest first, so that all end together."""
-    words = ["-n", WORKERS, "--dist", "load", "--maxschedchunk", "1", *among(lessons), *more]
+    words = ["-n", LESSONS, "--dist", "load", "--maxschedchunk", "1", *among(lessons), *more]
     suite.pytest(f"lessons: {kind}", RUNS, "-m", kind, *words, **env)
 
 
@@ -275,11 +276,12 @@ def everything(suite: Suite, lessons: list[Path], all_: bool) -> None:
     )
     # Lessons wait so often that they leave a part of two cores idle.
     side_by_side([partial(runs, suite, "strict", lessons)], [partial(lint, suite)])
-    shared(suite, lessons, all_)
+    on_compose = ["-m", "compose", *among(lessons)]
+    pairs = ["-m", "pairs", *([] if all_ else todays())]
+    lane = [partial(compose, suite, "two lessons at once on compose", COMPOSE_RUNS, *pairs)]
     if all_:
-        compose(suite, "lessons: compose", COMPOSE_RUNS, "-m", "compose", *among(lessons))
-    pairs = [COMPOSE_RUNS, "-m", "pairs", *([] if all_ else todays())]
-    compose(suite, "two lessons at once on compose", *pairs)
+        lane.insert(0, partial(compose, suite, "lessons: compose", COMPOSE_RUNS, *on_compose))
+    side_by_side([partial(shared, suite, lessons, all_)], lane)
 
 
 def todays() -> list[str]:

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import select
 import time
+from functools import partial
 from pathlib import Path
 
 import helpers
@@ -15,6 +16,7 @@ from natslab.clusters.compose import container, docker
 from natslab.clusters.turns import Turns, lock_file
 
 pytestmark = pytest.mark.containers
+seldom = partial(pytest.param, marks=pytest.mark.nightly)
 
 TURN = """
 import asyncio, sys
@@ -95,7 +97,7 @@ async def test_an_interrupted_drill_is_mended_by_the_next_lesson(
     await lab.close(quiet=True)
 
 
-@pytest.mark.parametrize("verb", ["restart", "stop", "lame_duck", "kill"])
+@pytest.mark.parametrize("verb", ["restart", "kill", seldom("stop"), seldom("lame_duck")])
 async def test_what_a_paused_node_is_told_reaches_it(compose_lab: Lab, verb: str) -> None:
     await compose_lab.pause("n2")
     began = time.monotonic()
@@ -107,7 +109,7 @@ async def test_what_a_paused_node_is_told_reaches_it(compose_lab: Lab, verb: str
     assert await compose_lab.cluster.unhealthy() == []
 
 
-@pytest.mark.parametrize("verb", ["kill", "stop"])
+@pytest.mark.parametrize("verb", ["kill", seldom("stop")])
 async def test_a_majority_that_a_drill_left_down_is_started(compose_lab: Lab, verb: str) -> None:
     for node in ("n1", "n3"):
         await getattr(compose_lab, verb)(node)

@@ -447,15 +447,8 @@ async def test_a_cluster_that_is_too_busy_is_one_sentence(
         await External.join([node.url for node in three], cache)
 
 
-@pytest.mark.parametrize(
-    ("how", "given"),
-    [
-        ("dead", "all"),
-        pytest.param("dead", "one", marks=pytest.mark.nightly),
-        pytest.param("frozen", "all", marks=pytest.mark.nightly),
-        pytest.param("frozen", "one", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.parametrize("how", ["dead", pytest.param("frozen", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("given", ["all", pytest.param("one", marks=pytest.mark.nightly)])
 async def test_a_cluster_without_a_quorum_is_not_waited_for(
     tmp_path: Path, cache: Path, how: str, given: str
 ) -> None:
