@@ -38,8 +38,9 @@ CONTAINERS = ["tests/test_compose_cluster.py", "tests/test_compose_verbs.py"]
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_SERVER")
 CLUSTER_VARIABLES += ("NATSLAB_CLUSTER", "NATSLAB_PORTS", "NATSLAB_COMPOSE_PROJECT")
 LONGEST = ("up", "external", "regions", "cluster", "notebooks")  # unit tests, by file
-# At a time, on two cores: lessons wait a good part of their time, tests less.
-TESTS, LESSONS = "3", "4"
+# At a time, on two cores: lessons wait a good part of their time, tests less. Those that share a
+# cluster run beside those on compose.
+TESTS, LESSONS, SHARED = "3", "4", "2"
 KINDS = ("strict", "shared", "workshop", "compose")  # of the runs of a lesson: markers and columns
 NO_LESSON = " and ".join(f"not {k}" for k in (*KINDS, "pairs", "browser", "containers"))
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -209,9 +210,11 @@ def unit_tests(suite: Suite, quick: bool = False, nightly: bool = False, only: s
     suite.pytest(name, *words, *files, "tests", NATSLAB_COMPOSE_PROJECT="natslab-elsewhere")
 
 
-def runs(suite: Suite, kind: str, lessons: list[Path], *more: str, **env: str) -> None:
-    """One kind of run of these lessons, some at a time; the longest first, so that all end together."""
-    words = ["-n", LESSONS, "--dist", "load", "--maxschedchunk", "1", *among(lessons), *more]
+def runs(
+    suite: Suite, kind: str, lessons: list[Path], *more: str, n: str = LESSONS, **env: str
+) -> None:
+    """One kind of run of these lessons, `n` at a time; the longest first, so that all end together."""
+    words = ["-n", n, "--dist", "load", "--maxschedchunk", "1", *among(lessons), *more]
     suite.pytest(f"lessons: {kind}", RUNS, "-m", kind, *words, **env)
 
 
@@ -219,9 +222,10 @@ def shared(suite: Suite, lessons: list[Path], all_: bool) -> None:
     """Lessons side by side on a cluster of somebody else, on which nothing may be left."""
     with shared_cluster(suite) as told:
         servers = ",".join(told["servers"])
-        runs(suite, "shared", lessons, *([] if all_ else todays()), SHARED_CLUSTER=servers)
+        some = partial(runs, suite, n=SHARED, SHARED_CLUSTER=servers)
+        some("shared", lessons, *([] if all_ else todays()))
         if all_:
-            runs(suite, "workshop", lessons, SHARED_CLUSTER=servers)
+            some("workshop", lessons)
         look = [suite.python, "tests/shared_cluster.py", "--left"]
         suite.step("nothing is left on the shared cluster", look, NATS_URL=servers)
 

@@ -58,6 +58,14 @@ def test_both_sides_in_other_shapes() -> None:
     assert len(str(caught.value)) < 300
 
 
+def test_both_sides_of_each_part_of_a_claim() -> None:
+    a, b = 3, 2
+    with pytest.raises(CheckFailed) as caught:
+        check("both", a < b and b > 0)
+    lines = str(caught.value).splitlines()
+    assert lines[1:] == ["  not true: a < b and 0 < b", "  a = 3", "  b = 2"]
+
+
 def test_a_call_that_acts_is_not_repeated() -> None:
     calls = []
 

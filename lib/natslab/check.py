@@ -72,13 +72,12 @@ def _sides(frame: FrameType) -> str:
     if not isinstance(call, ast.Call) or len(call.args) < 2:
         return ""
     condition = call.args[1]
-    sides = (
-        [condition.left, *condition.comparators]
-        if isinstance(condition, ast.Compare)
-        else [condition]
-    )
-    shown = [f"{ast.unparse(side)} = {_value(side, frame)}" for side in sides if _repeatable(side)]
-    shown = [text for text in shown if not text.endswith("= ")]
+    together = isinstance(condition, ast.BoolOp) and isinstance(condition.op, ast.And)
+    sides: list[ast.expr] = []
+    for part in condition.values if together else [condition]:
+        sides += [part.left, *part.comparators] if isinstance(part, ast.Compare) else [part]
+    texts = {ast.unparse(side): _value(side, frame) for side in sides if _repeatable(side)}
+    shown = [f"{text} = {value}" for text, value in texts.items() if value]
     return f"\n  not true: {ast.unparse(condition)}" + "".join(f"\n  {text}" for text in shown)
 
 
