@@ -63,7 +63,7 @@ def test_both_sides_of_each_part_of_a_claim() -> None:
     with pytest.raises(CheckFailed) as caught:
         check("both", a < b and b > 0)
     lines = str(caught.value).splitlines()
-    assert lines[1:] == ["  not true: a < b and 0 < b", "  a = 3", "  b = 2"]
+    assert lines[1:] == ["  not true: a < b and b > 0", "  a = 3", "  b = 2"]
 
 
 def test_a_call_that_acts_is_not_repeated() -> None:

@@ -72,9 +72,10 @@ def _sides(frame: FrameType) -> str:
     if not isinstance(call, ast.Call) or len(call.args) < 2:
         return ""
     condition = call.args[1]
-    together = isinstance(condition, ast.BoolOp) and isinstance(condition.op, ast.And)
-    sides: list[ast.expr] = []
-    for part in condition.values if together else [condition]:
+    parts, sides = [condition], []
+    if isinstance(condition, ast.BoolOp) and isinstance(condition.op, ast.And):
+        parts = condition.values
+    for part in parts:
         sides += [part.left, *part.comparators] if isinstance(part, ast.Compare) else [part]
     texts = {ast.unparse(side): _value(side, frame) for side in sides if _repeatable(side)}
     shown = [f"{text} = {value}" for text, value in texts.items() if value]
