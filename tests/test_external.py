@@ -65,7 +65,10 @@ def nodes(
 
 
 async def elected(options: dict) -> None:
-    """Wait until a cluster that has just started makes a replicated stream."""
+    """Wait until a cluster that has just started is whole.
+
+    Name all its servers: one that has met one of two others makes a replicated stream, too.
+    """
     end = time.monotonic() + 30
     while True:
         try:
@@ -355,9 +358,9 @@ async def test_one_server_under_two_names_is_one_node(
 
 async def test_on_all_addresses_a_server_is_one_node(tmp_path: Path, cache: Path) -> None:
     with nodes(tmp_path, host="0.0.0.0") as servers:  # noqa: S104 (each tells all its addresses)
-        url = servers[0].url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-        await elected({"servers": [url]})
-        joined = await External.join([url], cache)
+        urls = [node.url.replace("0.0.0.0", "127.0.0.1") for node in servers]  # noqa: S104
+        await elected({"servers": urls})
+        joined = await External.join(urls[:1], cache)
         assert len(joined.nodes) == 3
 
 
@@ -394,7 +397,7 @@ async def test_which_addresses_are_nodes(
 
 async def test_ipv6(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with nodes(tmp_path, host="[::1]") as servers:
-        await elected({"servers": [servers[0].url]})
+        await elected({"servers": [node.url for node in servers]})
         monkeypatch.setenv("NATS_URL", servers[0].url)
         lab = await Lab.start(nodes=3, quiet=True)
         nc = await nats.connect(**lab.options)
@@ -402,6 +405,31 @@ async def test_ipv6(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
         assert not await lab.cluster.is_down(lab.nodes[0])
         await nc.close()
         await lab.close(quiet=True)
+
+
+async def test_a_node_that_is_just_starting_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nodes(tmp_path) as servers:
+        await elected({"servers": [node.url for node in servers]})
+        servers[2].kill()
+        servers[2].wait()
+
+        async def told(wanted: int) -> int:
+            return len(await external._told({"servers": [servers[0].url]}, wanted))
+
+        async def two() -> bool:
+            return await told(1) == 2
+
+        await until(two, 5, "the others to notice")
+        monkeypatch.setattr(external, "FORMING", 0.2)
+        assert await told(3) == 2, "there are no more"
+        monkeypatch.setattr(external, "FORMING", 10.0)
+        waiting = asyncio.create_task(told(3))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        servers[2] = await asyncio.to_thread(subprocess.Popen, servers[2].args)
+        assert await waiting == 3
 
 
 async def test_the_proof_is_a_replicated_stream(three: list, cache: Path, monkeypatch) -> None:

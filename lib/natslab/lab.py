@@ -158,7 +158,7 @@ class Lab:
         try:
             with usable(CACHE):
                 kind = kind or setting("NATSLAB_CLUSTER")
-                cluster, instead_of = await _cluster(kind, claim.folder, needs)
+                cluster, instead_of = await _cluster(kind, claim.folder, needs, nodes)
             if len(cluster.nodes) < nodes:
                 raise LabError(
                     f"This lesson needs {nodes} nodes and this cluster has {len(cluster.nodes)}: "
@@ -391,7 +391,7 @@ async def _claimed(root: Path) -> keeper.Claim:
     return claim
 
 
-async def _cluster(kind: str | None, folder: Path, needs: Needs) -> tuple[Cluster, str]:
+async def _cluster(kind: str | None, folder: Path, needs: Needs, nodes: int) -> tuple[Cluster, str]:
     """The cluster, and the kind of the one that was passed over because it lacks what is needed."""
     if kind not in (None, *KINDS):
         raise LabError(f"NATSLAB_CLUSTER={kind}: choose one of {', '.join(KINDS)}.")
@@ -407,4 +407,4 @@ async def _cluster(kind: str | None, folder: Path, needs: Needs) -> tuple[Cluste
     if not urls:
         raise LabError("NATSLAB_CLUSTER=external needs NATS_URL=nats://host:4222.")
     creds, ca = setting("NATS_CREDS"), setting("NATS_CA")
-    return await External.join(urls, folder, creds=creds, ca=ca), ""
+    return await External.join(urls, folder, nodes=nodes, creds=creds, ca=ca), ""

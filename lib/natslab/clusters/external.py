@@ -26,6 +26,7 @@ from natslab.errors import LabError
 # Seconds for each proof while most nodes answer: then the cluster is not broken, only busy.
 TRIES = (1.0, 4.0, 15.0)
 HELLO = 2.0  # seconds for a node to let a client in; a frozen one does not
+FORMING = 2.0  # seconds for a node that has just started to meet the others
 ANSWER = 3.0  # seconds for JetStream to answer through it; without a quorum it does not
 
 
@@ -37,13 +38,20 @@ class External(Cluster):
 
     @classmethod
     async def join(
-        cls, urls: list[str], folder: Path, *, creds: str | None = None, ca: str | None = None
+        cls,
+        urls: list[str],
+        folder: Path,
+        *,
+        nodes: int = 1,
+        creds: str | None = None,
+        ca: str | None = None,
     ) -> External:
         """Check that the servers answer, are new enough and make a replicated stream.
 
-        `urls` as from `urls_of`; `creds` and `ca` are files. Takes up to 20 s while most nodes
-        answer, and some 5 s else. Makes `ca` the authority that this process and those it starts
-        trust; `folder` is a private place for a readable copy of `creds`. Raises LabError.
+        `urls` as from `urls_of`; `creds` and `ca` are files. Fewer than `nodes` are waited for, 2 s:
+        one may just be starting. Takes up to 20 s while most nodes answer, and some 5 s else. Makes
+        `ca` the authority that this process and those it starts trust; `folder` is a private place
+        for a readable copy of `creds`. Raises LabError.
         """
         if ca:
             trust(ca)
@@ -52,12 +60,12 @@ class External(Cluster):
             options["user_credentials"] = str(readable_creds(creds, folder))
         async with connected(options) as nc:
             await _require_course_features(nc, urls[0])
-            told = nc._server_info.get("connect_urls") or []
+        told = await _told(options, nodes)
         scheme = urlsplit(options["servers"][0]).scheme
         known, hidden = await _addresses(options, [f"{scheme}://{at}" for at in told])
         options["servers"] = known  # all: the one that was given may be down later
-        nodes = {f"s{i}": Node(f"s{i}", url, "") for i, url in enumerate([*known, *hidden], 1)}
-        self = cls(nodes=nodes, options=options)
+        named = {f"s{i}": Node(f"s{i}", url, "") for i, url in enumerate([*known, *hidden], 1)}
+        self = cls(nodes=named, options=options)
         await self.prove_ready()
         return self
 
@@ -141,6 +149,18 @@ async def _require_course_features(nc: Client, url: str) -> None:
             f"JetStream does not answer at {shown(url)} ({error}): "
             "it is off for this account, or the cluster has no quorum."
         ) from None
+
+
+async def _told(options: dict[str, Any], nodes: int) -> list[str]:
+    """The addresses of its nodes that the cluster tells; asked again while there are fewer."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + FORMING
+    while True:
+        async with connected(options) as nc:
+            told: list[str] = nc._server_info.get("connect_urls") or []
+        if len(told) >= nodes or loop.time() > end:
+            return told
+        await asyncio.sleep(0.1)
 
 
 async def _addresses(options: dict[str, Any], told: list[str]) -> tuple[list[str], list[str]]:
