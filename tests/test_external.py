@@ -416,7 +416,9 @@ async def test_a_node_that_is_just_starting_is_waited_for(
         servers[2].wait()
 
         async def told(wanted: int) -> int:
-            return len(await external._told({"servers": [servers[0].url]}, wanted))
+            options = {"servers": [servers[0].url]}
+            async with connected(options) as nc:
+                return len(await external._told(nc, options, wanted))
 
         async def two() -> bool:
             return await told(1) == 2

@@ -60,7 +60,7 @@ class External(Cluster):
             options["user_credentials"] = str(readable_creds(creds, folder))
         async with connected(options) as nc:
             await _require_course_features(nc, urls[0])
-        told = await _told(options, nodes)
+            told = await _told(nc, options, nodes)
         scheme = urlsplit(options["servers"][0]).scheme
         known, hidden = await _addresses(options, [f"{scheme}://{at}" for at in told])
         options["servers"] = known  # all: the one that was given may be down later
@@ -151,16 +151,16 @@ async def _require_course_features(nc: Client, url: str) -> None:
         ) from None
 
 
-async def _told(options: dict[str, Any], nodes: int) -> list[str]:
-    """The addresses of its nodes that the cluster tells; asked again while there are fewer."""
+async def _told(nc: Client, options: dict[str, Any], nodes: int) -> list[str]:
+    """The addresses of its nodes that the cluster tells; asked again while it is known to have fewer."""
+    told: list[str] = nc._server_info.get("connect_urls") or []
     loop = asyncio.get_running_loop()
     end = loop.time() + FORMING
-    while True:
-        async with connected(options) as nc:
-            told: list[str] = nc._server_info.get("connect_urls") or []
-        if len(told) >= nodes or loop.time() > end:
-            return told
+    while max(len(told), len(options["servers"])) < nodes and loop.time() < end:
         await asyncio.sleep(0.1)
+        async with connected(options) as again:
+            told = again._server_info.get("connect_urls") or []
+    return told
 
 
 async def _addresses(options: dict[str, Any], told: list[str]) -> tuple[list[str], list[str]]:
