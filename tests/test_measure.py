@@ -122,7 +122,7 @@ async def test_one_after_the_other_a_call_begins_when_the_one_before_is_done() -
     assert calls.sent[0] == 0
     assert calls.sent[1:].tolist() == calls.done[:-1].tolist()
     assert calls.ms.tolist() == pytest.approx(((calls.done - calls.sent) * 1000).tolist())
-    assert calls.ms.idxmax() == 5 and calls.ms[5] >= 2
+    assert calls.ms[5] >= 2  # not "the longest": another may be held up by the machine
     assert (await measure.one_by_one(call, 0)).empty
 
 
