@@ -15,6 +15,7 @@ from nats.errors import NoRespondersError
 from nats.js.api import ExternalStream, StreamSource
 from natslab import Lab, LabError, settled, until
 from natslab.clusters import server
+from natslab.clusters.links import Link
 
 pytestmark = pytest.mark.servers
 TWO = {"us-east": 3, "eu-west": 3}
@@ -120,16 +121,21 @@ async def crosses(us: Client, heard: nats.aio.subscription.Subscription) -> bool
     return True
 
 
+async def quickest(link: Link) -> float:
+    """Of five round trips, so that one stall of the machine does not count as a delay."""
+    return min([await link.round_trip() for _ in range(5)])
+
+
 async def test_a_delay_counts_each_way(world: Lab) -> None:
     link = world.links["eu-west"]
-    assert await link.round_trip() < 0.15
+    assert await quickest(link) < 0.15
     await link.delay(150)
     assert await link.round_trip() >= 0.3
     await link.cut()
     await link.heal()
     assert await link.round_trip() >= 0.3, "the delay stays"
     await link.delay(0)
-    assert await link.round_trip() < 0.3
+    assert await quickest(link) < 0.3
     with pytest.raises(LabError, match="0 to 10,000 ms each way, not -1"):
         await link.delay(-1)
 
