@@ -140,12 +140,13 @@ def start(command: list, **more) -> subprocess.Popen:
 
 def finish(child: subprocess.Popen, gently: int = signal.SIGTERM, patience: float = 30) -> None:
     """End a child that still runs; an impatient second Ctrl-C must not leave it behind."""
+    if child.poll() is not None:
+        return  # a Ctrl-C that comes now is the first, and counts
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
     try:
-        if child.poll() is None:
-            child.send_signal(gently)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(patience)
+        child.send_signal(gently)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()

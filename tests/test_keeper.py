@@ -71,10 +71,15 @@ async def test_the_folder_of_a_live_owner_is_not_touched(lab: Lab, cache: Path) 
         assert len(processes_in(cache)) == 8
 
 
+@pytest.mark.parametrize("blank", [1, 2, 3, 4])
+@pytest.mark.parametrize("names", [("environ", "cmdline"), ("environ",)])
 def test_one_that_is_starting_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank: int, names: tuple[str, ...]
 ) -> None:
-    """In the middle of `exec` a process shows neither mark nor command line: one look in 250 saw that."""
+    """In the middle of `exec` a process shows neither mark nor command line: one look in 250 saw that.
+
+    It may end while we look: after any look, and between the two files that one look reads.
+    """
     real, looks = psutil.process_iter, []
     child = subprocess.Popen(["sleep", "60"], env=keeper.environment(tmp_path / "lab"))
     (tmp_path / "lab").mkdir()
@@ -82,8 +87,9 @@ def test_one_that_is_starting_is_waited_for(
     def process_iter(attrs: list[str]) -> Iterator[psutil.Process]:
         looks.append(attrs)
         for process in real(attrs):
-            if process.pid == child.pid and len(looks) <= 4:
-                process.info |= {"cmdline": [], "environ": {}}
+            if process.pid == child.pid and len(looks) <= blank:
+                nothing = {"environ": {}, "cmdline": []}
+                process.info |= {name: nothing[name] for name in names}
             yield process
 
     monkeypatch.setattr(psutil, "process_iter", process_iter)
@@ -93,6 +99,31 @@ def test_one_that_is_starting_is_waited_for(
         assert not (tmp_path / "lab").exists()
     finally:
         child.kill()
+
+
+def test_a_child_that_came_after_the_look_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed may have started one just before."""
+    mine = keeper.environment(tmp_path / "lab")
+    children = [subprocess.Popen(["sleep", "60"], env=mine)]
+    (tmp_path / "lab").mkdir()
+    real = psutil.Process.kill
+
+    def kill(process: psutil.Process) -> None:
+        if len(children) < 3:
+            children.append(subprocess.Popen(["sleep", "60"], env=mine))
+        real(process)
+        process.wait(5)
+
+    monkeypatch.setattr(psutil.Process, "kill", kill)
+    try:
+        keeper.reap(tmp_path / "lab")
+        assert [child.poll() is None for child in children] == [False] * 3
+        assert not (tmp_path / "lab").exists()
+    finally:
+        for child in children:
+            child.kill()
 
 
 def test_an_owner_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:

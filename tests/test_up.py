@@ -460,6 +460,16 @@ def test_children_hear_sigint_though_the_shell_had_it_ignored(course):
     assert done.stdout.splitlines()[-1] == "-2", done
 
 
+def test_ctrl_c_right_after_an_installer_has_ended_counts(course):
+    code = (
+        "import signal, up; child = up.start([sys.executable, '-c', '']); child.wait();"
+        "child.poll = lambda: signal.raise_signal(signal.SIGINT) or child.returncode;"
+        "up.finish(child); print('went on')"
+    )
+    done = call(course, code)
+    assert done.stderr.endswith("KeyboardInterrupt\n") and not done.stdout, done
+
+
 def test_what_the_machine_sets_for_other_programs_does_not_reach_ours(course):
     sources = {
         "PIP_INDEX_URL": "https://mirror.example/simple",

@@ -143,42 +143,45 @@ def members(folder: Path) -> list[psutil.Process]:
     a process cannot be read (a server with capabilities), a path in the folder on its command line
     is as good.
     """
-    found = []
+    return _look(folder)[0]
+
+
+def _look(folder: Path) -> tuple[list[psutil.Process], bool]:
+    """The members, and whether some process is in the middle of `exec`, and so may be one.
+
+    For some ms it has no environment and no command line. One and the same look must tell: what
+    is blank now may have its command line in the next. Only their memory tells such processes from
+    kernel threads, and only their age from those that have no environment. (The age is up to a
+    second too high: the kernel tells the time of the boot in whole seconds.)
+    """
+    found, starting = [], False
     inside = f"={folder}{os.sep}"  # some are told /folder/x, some --option=/folder/x
-    for process in psutil.process_iter(["environ", "cmdline"]):
-        told, command = process.info["environ"], process.info["cmdline"] or []
-        if not told:
-            ours = any(inside in f"={word}" for word in command)
-        else:
+    for process in psutil.process_iter(["environ", "cmdline", "create_time", "memory_info"]):
+        info = process.info
+        told, command, memory = info["environ"], info["cmdline"] or [], info["memory_info"]
+        if told:
             ours = Path(told.get(MARK, "")).name == folder.name
+        else:
+            ours = any(inside in f"={word}" for word in command)
+            young = time.time() - (info["create_time"] or 0) < 2
+            blank = told is not None or not command  # None: we may not read it
+            starting |= bool(blank and young and memory and memory.vms)
         if ours and process.pid != os.getpid():
             found.append(process)
-    return found
+    return found, starting
 
 
 def reap(folder: Path, deadline: float = 10.0) -> None:
-    """Kill every process that belongs to `folder` and, when none is left, delete it."""
+    """Kill every process that belongs to `folder` and, when a look finds none, delete it."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
-        left = [p for p in members(folder) if _kill(p)]
-        if not left and not _one_is_starting():
+        found, starting = _look(folder)
+        # Who was killed may have had a child since the look: another look.
+        if not any([_kill(process) for process in found]) and not starting:
             shutil.rmtree(folder, ignore_errors=True)
             if not folder.exists():
                 return
         time.sleep(0.01)
-
-
-def _one_is_starting() -> bool:
-    """Some process is in the middle of `exec`: for some ms it has no environment, and may be a member.
-
-    Only that tells them apart from kernel threads: they have memory.
-    """
-    for process in psutil.process_iter(["cmdline", "create_time", "memory_info"]):
-        told = process.info
-        young = time.time() - (told["create_time"] or 0) < 1
-        if young and not told["cmdline"] and told["memory_info"] and told["memory_info"].vms:
-            return True
-    return False
 
 
 def reap_dead(root: Path) -> None:
@@ -189,12 +192,14 @@ def reap_dead(root: Path) -> None:
 
 
 def _kill(process: psutil.Process) -> bool:
-    """Kill; True while the process is still there (a zombie is not, one of another user is not ours)."""
+    """Kill; False when that is not allowed: a process of another user is not ours."""
     try:
         process.kill()
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
+    except psutil.AccessDenied:
         return False
+    except psutil.NoSuchProcess:
+        pass  # it ended by itself
+    return True
 
 
 if __name__ == "__main__":
