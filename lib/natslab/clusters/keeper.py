@@ -135,24 +135,19 @@ def owner_lives(folder: Path) -> bool:
     return False
 
 
-def members(folder: Path) -> list[psutil.Process]:
+def members(folder: Path) -> tuple[list[psutil.Process], bool]:
     """The processes that belong to `folder`: those with our mark, whatever their executable is called.
 
     The folder's name is random and never used again, so it identifies them even after process ids
     were reused by others; the rest of the path may be spelt in two ways. Where the environment of
     a process cannot be read (a server with capabilities), a path in the folder on its command line
     is as good.
-    """
-    return _look(folder)[0]
 
-
-def _look(folder: Path) -> tuple[list[psutil.Process], bool]:
-    """The members, and whether some process is in the middle of `exec`, and so may be one.
-
-    For some ms it has no environment and no command line. One and the same look must tell: what
-    is blank now may have its command line in the next. Only their memory tells such processes from
-    kernel threads, and only their age from those that have no environment. (The age is up to a
-    second too high: the kernel tells the time of the boot in whole seconds.)
+    And True while some process is in the middle of `exec`, and so may be one: for some ms it has
+    no environment and no command line. One and the same look must tell: what is blank now may have
+    its command line in the next. Only their memory tells such processes from kernel threads, and
+    only their age from those that have no environment. (The age is up to a second too high: the
+    kernel tells the time of the boot in whole seconds.)
     """
     found, starting = [], False
     inside = f"={folder}{os.sep}"  # some are told /folder/x, some --option=/folder/x
@@ -175,7 +170,7 @@ def reap(folder: Path, deadline: float = 10.0) -> None:
     """Kill every process that belongs to `folder` and, when a look finds none, delete it."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
-        found, starting = _look(folder)
+        found, starting = members(folder)
         # Who was killed may have had a child since the look: another look.
         if not any([_kill(process) for process in found]) and not starting:
             shutil.rmtree(folder, ignore_errors=True)
