@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from natslab.check import check, exercise, expect, settled, until
 from natslab.errors import CheckFailed, LabError
+from natslab.judge import judge
 from natslab.lab import Lab
 from natslab.margins import record_if_asked
 
@@ -24,6 +25,7 @@ __all__ = [
     "check",
     "exercise",
     "expect",
+    "judge",
     "measure",
     "server",
     "settled",

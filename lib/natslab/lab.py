@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import platform
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
@@ -28,12 +33,14 @@ from natslab.clusters.plan import Joined
 from natslab.errors import ELSEWHERE, LabError, usable
 from natslab.parameters import refuse_impossible_here
 from natslab.paths import CACHE, setting
+from natslab.section import Section
 
 if TYPE_CHECKING:
     from natslab.auth import Certificates
 
 KINDS = ("embedded", "compose", "external")
 START_PATIENCE = 60.0  # seconds that one start waits for another
+CLOSED_WITHIN = 2.0  # seconds for a connection that was left open
 ROOM = 64 * 2**20  # bytes of disk without which no cluster starts
 # A client whose server died may try the dead one first. By default it waits 2 s before it does,
 # and strikes a server off its list after 60 attempts; here it waits 0.2 s and keeps on for a minute.
@@ -87,6 +94,7 @@ class Lab:
         self.mark = f"natslab lesson {lesson:02}" if lesson is not None else "natslab"
         self.errors: list[Exception] = []
         self.workers: list[workers.Worker] = []
+        self._sections: dict[str, Section] = {}
         self._claim = claim
         self._closed = False
         here = self._place("", self.nodes, cluster.options)
@@ -140,16 +148,30 @@ class Lab:
             )
         cls._starting = True
         try:
-            if cls._open is not None:
-                await cls._open.close(quiet=True)
+            before = cls._open
+            if before is not None:
+                await before.close(quiet=True)
             needs = Needs(regions or {}, joined, secure)
             cls._open = lab = await cls._started(lesson, nodes, kind, needs)
         finally:
             cls._starting = False
         if not quiet:
+            if before is not None:
+                print(
+                    "the lab before this one is closed, and so are its connections: run the cells "
+                    "below again, in order"
+                )
             why = f": the {lab.instead_of} cluster has no {needs}" if lab.instead_of else ""
             print(f"lab ready: {len(lab.nodes)} nodes, JetStream on ({lab.kind}{why})")
+            print(f"measured with {await lab._measured_with()}")
         return lab
+
+    @classmethod
+    def here(cls) -> Lab:
+        """The lab of this kernel. Raises LabError when there is none."""
+        if cls._open is None:
+            raise LabError("There is no lab: run the set-up cell (lab = await Lab.start(...)).")
+        return cls._open
 
     @classmethod
     async def _started(cls, lesson: int | None, nodes: int, kind: str | None, needs: Needs) -> Lab:
@@ -283,6 +305,21 @@ class Lab:
         self.workers.append(worker)
         return worker
 
+    async def begin(self, heading: str) -> Section:
+        """Begin a run of the section with this heading, from nothing; see `Section`.
+
+        What the run before has left goes first: its tasks and its workers end, and its nodes are
+        brought back. Raises LabError when a node does not come back.
+        """
+        self._require_open()
+        before = self._sections.get(heading)
+        if before is not None:
+            await before.end()
+        if self.kind != "external":
+            await self.cluster.make_whole()
+        self._sections[heading] = Section(self, heading, before.number + 1 if before else 1)
+        return self._sections[heading]
+
     # How a lesson leaves.
     async def close(self, *, quiet: bool = False) -> None:
         """Delete the streams of this lesson, end its processes and, if it is embedded, the cluster.
@@ -305,14 +342,26 @@ class Lab:
             print("lab closed, nothing left behind")
 
     async def _tidy(self) -> list[str]:
-        """Mend what a drill broke, then delete our streams; a sentence for each that did not work."""
+        """End sections and connections, mend what a drill broke, delete our streams.
+
+        A sentence for each that did not work.
+        """
         left = []
-        for step in (self.cluster.mend, self._delete_marked):
+        for step in (self._leave, self.cluster.mend, self._delete_marked):
             try:
                 await step()
             except (LabError, OSError) as error:  # OSError: no docker command any more
                 left.append(str(error))
         return left
+
+    async def _leave(self) -> None:
+        for section in self._sections.values():
+            await section.end()
+        # An old handle must say at once that it is one, and not look for servers that are gone.
+        for nc in _connections_of(self):
+            with suppress(TimeoutError, OSError, nats.errors.Error):
+                async with asyncio.timeout(CLOSED_WITHIN):
+                    await nc.close()
 
     async def _give_back(self) -> None:
         try:
@@ -362,12 +411,29 @@ class Lab:
                 "start on this cluster deletes them."
             ) from None
 
+    async def _measured_with(self) -> str:
+        """On what the numbers of a notebook depend."""
+        async with connected(self._options) as nc:
+            version = nc.connected_server_version
+        return (
+            f"nats-server {version.major}.{version.minor}.{version.patch}, nats-py {nats.aio.client.__version__}, Python "
+            f"{platform.python_version()}, {os.cpu_count()} cores, {date.today():%Y-%m-%d}"
+        )
+
     def _place(self, name: str, nodes: list[str], options: dict[str, Any]) -> Place:
         address = {key: value for key, value in options.items() if key != "tls"} | RECONNECT
         return Place(name, nodes, address, {**options, **RECONNECT, "error_cb": self._on_error})
 
     async def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
+
+
+def _connections_of(lab: Lab) -> list[Client]:
+    """What a notebook has opened with `options` and not closed: it tells its errors to the lab."""
+    clients = [each for each in gc.get_objects() if type(each) is Client]
+    return [
+        nc for nc in clients if not nc.is_closed and getattr(nc._error_cb, "__self__", None) is lab
+    ]
 
 
 def _place(url: str) -> tuple[str | None, int | None]:

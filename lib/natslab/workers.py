@@ -27,7 +27,7 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 {source}
 
-asyncio.run({name}(*json.loads({args!r})))
+sys.exit(asyncio.run({name}(*json.loads({args!r}))))
 """
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 PATIENCE = 20.0  # seconds that a worker has to end
@@ -67,6 +67,11 @@ class Worker:
     def alive(self) -> bool:
         """True until the process has ended."""
         return self.process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with; None while it runs, negative when a signal ended it."""
+        return self.process.poll()
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone. Raises LabError when it is not within 20 s."""

@@ -127,6 +127,15 @@ class Cluster(ABC):
             left = max(0.1, end - time.monotonic())
             await self._seen("healthy", node, self.is_healthy, left)
 
+    async def make_whole(self, timeout: float = 30.0) -> None:
+        """Bring back what a drill has left frozen or dead, and wait until every node is healthy."""
+        for node in await self.unhealthy():
+            if await self.is_down(node):
+                await self._launch(node)
+            else:
+                await self._wake(node)
+        await self.wait_until_healthy(timeout)
+
     # What can be observed.
     async def is_down(self, node: str) -> bool:
         """Nothing listens on the client port."""

@@ -61,6 +61,10 @@ class Compose(Cluster):
         if self.turns.drilling:
             await self._start_missing()
 
+    async def make_whole(self, timeout: float = 30.0) -> None:
+        """Bring back what a drill has left frozen, dead or cut off."""
+        await self._start_missing()
+
     async def _start_missing(self) -> None:
         for node in await self.unhealthy():
             await self._launch(node)

@@ -1,0 +1,76 @@
+"""One run of a section of a lesson: a second one starts from nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from natslab.errors import LabError
+
+if TYPE_CHECKING:
+    from natslab.lab import Lab
+    from natslab.workers import Worker
+
+
+class Section:
+    """What one run of a section uses and finds out; `await lab.begin("Its heading")` begins a run.
+
+    Names are this run's own, so what an earlier run left listening hears nothing of it:
+
+    >>> run.name("price.work")
+    'price.work'        (in the first run; 'price.work_2' in the second)
+
+    Results are kept as attributes, each written once. A cell that was run already, or too early,
+    therefore says so in one sentence instead of counting what another run has left:
+
+    >>> run.start = time.monotonic()
+    LabError: This cell was run already: begin again at the heading "Break it".
+    """
+
+    def __init__(self, lab: Lab, heading: str, number: int) -> None:
+        # Not by __setattr__: these are not results.
+        self.__dict__.update(
+            {"number": number, "_lab": lab, "_heading": heading, "_tasks": [], "_workers": []}
+        )
+
+    def name(self, word: str) -> str:
+        """`word` for this run alone: a subject, a group, a stream, a bucket, a key."""
+        return word if self.number == 1 else f"{word}_{self.number}"
+
+    def spawn(
+        self, coroutine: Callable[..., Coroutine[Any, Any, Any]], name: str, *args: Any
+    ) -> Worker:
+        """Like `lab.spawn`; the worker is killed when the section is begun again."""
+        worker: Worker = self._lab.spawn(coroutine, name, *args)
+        self._workers.append(worker)
+        return worker
+
+    def task[T](self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it beside the cells of the section; it is cancelled when the section is begun again."""
+        task = asyncio.create_task(coroutine)
+        self._tasks.append(task)
+        return task
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self.__dict__:
+            raise LabError(
+                f'This cell was run already: begin again at the heading "{self._heading}".'
+            )
+        self.__dict__[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)  # IPython asks for many such
+        raise LabError(
+            f'This run has no "{name}" yet: run the cells from the heading "{self._heading}" on, in order.'
+        )
+
+    async def end(self) -> None:
+        """Cancel its tasks, kill its workers."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        for worker in self._workers:
+            await asyncio.to_thread(worker.kill)
