@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import linecache
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -79,7 +80,7 @@ async def _verdict(answer: object, test: Test, trial: Trial, seconds: float) -> 
     except Exception as error:  # whatever it is: the answer is told
         if limit.expired():
             return f"it did not come to an end within {seconds:g} s"
-        return _in_words(error) + _where(error, answer)
+        return _in_words(error) + _where(error, answer, test)
     return ""
 
 
@@ -194,11 +195,15 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _where(error: BaseException, answer: object) -> str:
-    """', in your line 3: return price' for the last line of the answer that had a part in it."""
-    file = getattr(_code(answer), "co_filename", "")
-    frames = [at for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
-    return f", in your line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+def _where(error: BaseException, answer: object, test: Test) -> str:
+    """', in your line 3: return price' for the last line of the answer's cell that had a part in it."""
+    file, judge = getattr(_code(answer), "co_filename", ""), test.__qualname__
+    at = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        if code.co_filename == file and not code.co_qualname.startswith(judge):
+            at = f", in your line {line}: {linecache.getline(file, line).strip()}"
+    return at
 
 
 def _code(answer: object) -> CodeType | None:

@@ -10,16 +10,53 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from natslab.check import settled
 from natslab.clusters.base import Event
 from natslab.tasks import together
 
 Call = Callable[[int], Awaitable[Any]]  # the number of the call -> what to do
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message that came at monotonic time `at`."""
+
+    at: float
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """The data as text; what is not UTF-8 in it shows as �."""
+        return self.data.decode(errors="replace")
+
+
+async def heard(nc: Client, subject: str) -> list[Heard]:
+    """A list that grows with what comes on `subject`, for as long as `nc` is open.
+
+    For what workers say about themselves, who is ready and what is done:
+
+    >>> ready = await measure.heard(nc, "price.ready")
+    >>> await until(lambda: len(ready) == 3, timeout=15, what="three desks")
+    """
+    came: list[Heard] = []
+
+    async def note(msg: Msg) -> None:
+        came.append(Heard(time.monotonic(), msg.subject, msg.data, dict(msg.headers or {})))
+
+    await nc.subscribe(subject, cb=note)
+    await settled(nc)
+    return came
 
 
 class Log:

@@ -1,0 +1,38 @@
+"""How each worker of the lessons is started and asked: for each cell tagged `service`, one case.
+
+`args` follow the options for the connection. Bad messages are thrown at the subjects in `poison`.
+`good` is a request that is answered after them; a worker of a stream has `works` instead, and its
+streams are made by `prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nats.aio.client import Client
+from nats.js.client import JetStreamContext
+
+
+@dataclass(frozen=True)
+class Case:
+    """One worker."""
+
+    lesson: int
+    worker: str
+    args: tuple[Any, ...] = ()
+    poison: tuple[str, ...] = ()
+    good: tuple[str, bytes] | None = None
+    prepare: Callable[[JetStreamContext], Awaitable[None]] | None = None
+    works: Callable[[Client], Awaitable[bool]] | None = None
+    consumer: tuple[str, str] | None = None  # (stream, durable) that the worker fetches from
+
+    def __str__(self) -> str:
+        return f"{self.lesson:02}-{self.worker}"
+
+
+CASES = [
+    Case(3, "working_desk", ("d", "price.work"), ("price.work",), ("price.work", b"0")),
+    Case(3, "freezing_desk", ("price.frozen",), ("price.frozen",), ("price.frozen", b"AAPL")),
+]

@@ -1,0 +1,277 @@
+"""Every worker of the lessons survives what a production service meets, and ends well.
+
+The cells tagged `service` are lifted out of their notebooks and run as a reader would run them.
+"""
+
+import asyncio
+import json
+import linecache
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import helpers
+import nats
+import nats.errors
+import psutil
+import pytest
+from natslab import Lab, until
+from natslab.authoring import files
+from natslab.clusters import server
+from natslab.workers import Worker
+from services import CASES, Case
+
+# A request with nothing in it, none that is JSON, some that are of another type than it is for.
+BAD = [
+    b"",
+    b"\xff\xfe",
+    b"no json {",
+    b"null",
+    b"[]",
+    b'{"a": 1}',
+    b'"text"',
+    b"-1",
+    b"x" * 1_000_000,
+]
+SECONDS = 15.0  # in which a worker is up, or has ended
+
+
+def lifted(lesson: int) -> dict[str, object]:
+    """The workers of a lesson by name."""
+    names: dict[str, object] = {}
+    for number, cell in enumerate(files.read(files.by_number(lesson)).cells):
+        if "service" in files.tags(cell):
+            file = f"<lesson {lesson}, cell {number}>"
+            lines = [f"{line}\n" for line in cell.source.splitlines()]
+            linecache.cache[file] = (len(cell.source), None, lines, file)  # for inspect.getsource
+            exec(compile(cell.source, file, "exec"), names)  # noqa: S102
+    return {name: f for name, f in names.items() if asyncio.iscoroutinefunction(f)}
+
+
+def test_each_worker_has_a_case() -> None:
+    there = {
+        (int(path.name[:2]), name)
+        for path in files.lessons()
+        for name in lifted(int(path.name[:2]))
+    }
+    assert there == {(case.lesson, case.worker) for case in CASES}
+
+
+@asynccontextmanager
+async def at_work(case: Case, lab: Lab, nc: nats.NATS, **options: object) -> AsyncIterator[Worker]:
+    """The worker of a case, when it does what it is for."""
+    before = await connections(lab)
+    if case.prepare:
+        with suppress(nats.js.errors.BadRequestError):  # it is there from the run before
+            await case.prepare(nc.jetstream())
+    worker = lab.spawn(
+        lifted(case.lesson)[case.worker], "w", {**lab.address, **options}, *case.args
+    )
+    try:
+        if case.good or case.works:
+            await until(lambda: works(case, nc), SECONDS, "the worker to work")
+        else:
+            await until(lambda: has_more(lab, before), SECONDS, "the worker to connect")
+        yield worker
+    finally:
+        worker.kill()
+
+
+async def works(case: Case, nc: nats.NATS) -> bool:
+    if case.works:
+        return await case.works(nc)
+    assert case.good
+    try:
+        answer = await nc.request(*case.good, timeout=1)
+    except (TimeoutError, nats.errors.NoRespondersError):
+        return False
+    return "Nats-Service-Error" not in (answer.headers or {})
+
+
+async def connections(lab: Lab) -> dict[tuple[str, int], str]:
+    """(server id, connection id) of all clients, and the monitor of their server."""
+    found = {}
+    for node in lab.cluster.nodes.values():
+        told = await server.ask(f"{node.monitor}/connz", 1.0) or {}
+        found |= {(told["server_id"], c["cid"]): node.monitor for c in told.get("connections", [])}
+    return found
+
+
+async def has_more(lab: Lab, before: dict) -> bool:
+    return bool((await connections(lab)).keys() - before.keys())
+
+
+async def ended(worker: Worker) -> int:
+    await until(lambda: not worker.alive, SECONDS, f"{worker.name} to end")
+    assert worker.exit_code is not None
+    return worker.exit_code
+
+
+@pytest.fixture
+async def nc(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[nats.NATS]:
+    """A connection; the workers find service.py as they do in a lesson."""
+    monkeypatch.chdir(helpers.NOTEBOOKS)
+    nc = await nats.connect(**lab.options)
+    yield nc
+    await nc.close()
+
+
+each = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@each
+async def test_bad_messages_do_no_harm_and_sigterm_ends_it(
+    case: Case, lab: Lab, nc: nats.NATS
+) -> None:
+    async with at_work(case, lab, nc) as worker:
+        for subject in case.poison:
+            for body in BAD:
+                await nc.publish(subject, body)
+                await nc.publish(subject, body, reply=nc.new_inbox())
+        await nc.flush()
+        if case.good or case.works:
+            await until(lambda: works(case, nc), SECONDS, "the worker to work on")
+        assert worker.alive, worker.log.read_text()
+        worker.process.terminate()
+        assert await ended(worker) == 0, worker.log.read_text()
+
+
+@each
+async def test_it_ends_when_its_connection_is_closed_for_good(
+    case: Case, lab: Lab, nc: nats.NATS
+) -> None:
+    mine = await connections(lab)
+    async with at_work(case, lab, nc, allow_reconnect=False) as worker:
+        theirs = (await connections(lab)).keys() - mine.keys()
+        system = await nats.connect(**lab.options, user="sys", password="sys")  # noqa: S106
+        for server_id, cid in theirs:
+            kick = json.dumps({"cid": cid}).encode()
+            await system.publish(f"$SYS.REQ.SERVER.{server_id}.KICK", kick)
+        await system.flush()
+        await system.close()
+        assert await ended(worker) > 0, worker.log.read_text()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.consumer], ids=str)
+async def test_it_does_not_spin_without_its_consumer(case: Case, lab: Lab, nc: nats.NATS) -> None:
+    async with at_work(case, lab, nc) as worker:
+        await nc.jetstream().delete_consumer(*case.consumer)
+        process = psutil.Process(worker.process.pid)
+        with suppress(psutil.NoSuchProcess):  # to end is as good
+            before = sum(process.cpu_times()[:2])
+            await asyncio.sleep(2)  # a measurement, not a wait
+            assert sum(process.cpu_times()[:2]) - before < 0.6
+        if not worker.alive:
+            assert worker.exit_code
+
+
+# service.py itself.
+
+
+async def served(options: dict, subject: str) -> int:
+    import asyncio
+
+    from service import Service
+
+    service = Service("served", deadline=0.5, grace=1.0)
+    await service.connect(**options)
+
+    async def handle(msg):
+        word = msg.data.decode()
+        if word == "cancelled":
+            task = asyncio.create_task(asyncio.sleep(9))
+            asyncio.get_running_loop().call_later(0.05, task.cancel)
+            await task
+        if word == "stuck":
+            await asyncio.Event().wait()
+        if word == "loop":
+            service.spawn(fails())
+        return b"x" * 2_000_000 if word == "huge" else word.upper().encode()
+
+    async def fails():
+        raise KeyError("a loop")
+
+    await service.answer(subject, handle)
+    return await service.run()
+
+
+@pytest.fixture
+async def worker(lab: Lab, nc: nats.NATS) -> Worker:
+    worker = lab.spawn(served, "served", lab.address, "served")
+    await until(lambda: works(Case(0, "", good=("served", b"a")), nc), SECONDS, "the worker")
+    return worker
+
+
+async def test_each_failure_is_told_and_gives_its_slot_back(worker: Worker, nc: nats.NATS) -> None:
+    """It has one slot: without it nothing after the first failure would be answered."""
+    told = {}
+    for word in (b"cancelled", b"stuck", b"huge", b"\xff", b"fine"):
+        msg = await nc.request("served", word, timeout=5)
+        told[word] = msg.data.decode() or msg.headers["Nats-Service-Error"]
+    assert told == {
+        b"cancelled": "cancelled",
+        b"stuck": "TimeoutError",
+        b"huge": "MaxPayloadError",
+        b"\xff": "UnicodeDecodeError",
+        b"fine": "FINE",
+    }
+
+
+async def test_a_task_that_fails_ends_the_service(worker: Worker, nc: nats.NATS) -> None:
+    assert (await nc.request("served", b"loop", timeout=2)).data == b"LOOP"
+    assert await ended(worker) == 1
+    assert "KeyError('a loop')" in worker.log.read_text()
+
+
+async def test_what_is_not_done_in_time_is_cancelled(worker: Worker, nc: nats.NATS) -> None:
+    inbox = nc.new_inbox()
+    for _ in range(20):
+        await nc.publish("served", b"stuck", reply=inbox)
+    await nc.flush()
+    worker.process.terminate()
+    assert await ended(worker) == 1, "20 times half a second is more than one second"
+
+
+async def test_retry(
+    lab: Lab, nc: nats.NATS, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(helpers.NOTEBOOKS)
+    from service import retry
+
+    caplog.set_level(logging.WARNING)
+    calls: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def nobody() -> None:
+        calls.append(loop.time())
+        await nc.request("nobody", b"", timeout=1)
+
+    with pytest.raises(nats.errors.NoRespondersError):
+        await retry(nc, nobody, nats.errors.NoRespondersError, deadline=1.0)
+    assert 3 <= len(calls) <= 10
+    pauses = [b - a for a, b in zip(calls, calls[1:], strict=False)]
+    assert pauses[-1] > 2 * pauses[0], "they grow"
+    for bad in (lambda: nc.publish("a b", b""), lambda: nc.publish("a", b"x" * 2_000_000)):
+        calls.clear()
+
+        async def once(bad=bad) -> None:
+            calls.append(0)
+            await bad()
+
+        with pytest.raises(nats.errors.Error):
+            await retry(nc, once, nats.errors.NoRespondersError, TimeoutError)
+        assert len(calls) == 1, "what can never succeed comes out at once"
+
+
+def test_lesson_03_shows_the_whole_file() -> None:
+    """Its fences, one after the other, are service.py without what stands before the class."""
+    source = Path(helpers.NOTEBOOKS / "service.py").read_text(encoding="utf-8")
+    prose = "\n".join(
+        c.source for c in files.read(files.by_number(3)).cells if c.cell_type == "markdown"
+    )
+    shown = prose.split("```python\n")[1:]
+    parts = [part.partition("\n```")[0].strip() for part in shown]
+    whole = source[source.index("class Service:") :]
+    assert [part in whole for part in parts] == [True] * len(parts)
+    assert "".join("".join(parts).split()) == "".join(whole.split()), "nothing is left out"
