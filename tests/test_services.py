@@ -147,8 +147,7 @@ async def test_it_ends_when_its_connection_is_closed_for_good(
         system = await nats.connect(**lab.options, user="sys", password="sys")  # noqa: S106
         for server_id, cid in theirs:
             kick = json.dumps({"cid": cid}).encode()
-            await system.publish(f"$SYS.REQ.SERVER.{server_id}.KICK", kick)
-        await system.flush()
+            await system.request(f"$SYS.REQ.SERVER.{server_id}.KICK", kick, timeout=2)
         await system.close()
         assert await ended(worker) > 0, worker.log.read_text()
 
