@@ -478,6 +478,13 @@ def test_the_table_in_the_readme_is_up_to_date() -> None:
     assert index.with_table(readme) == readme, "run: natslab index"
 
 
+def test_the_page_to_choose_by_is_up_to_date() -> None:
+    page = (NOTEBOOKS / "CHOOSER.md").read_text(encoding="utf-8")
+    assert index.with_choices(page) == page, "run: natslab index"
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert (NOTEBOOKS / target).exists(), target
+
+
 # No two lessons share a name: they may run side by side on one cluster.
 
 

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from natslab import LabError, cli, run
 from natslab.authoring import compared, exercises, files, index, load, refresh
+from natslab.authoring.course import Choice
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 pytestmark = pytest.mark.servers
@@ -29,6 +30,9 @@ def point_at(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Let the tools work on another course than ours."""
     for module in (files, index):
         patch.setattr(module, "NOTEBOOKS", folder)
+    patch.setattr(
+        index, "choices", lambda: [Choice("to know", "x", "none", 1, "{} times", "n is (.)")]
+    )
     for module in (index, cli):
         patch.setattr(module, "ROOT", folder.parent)
     patch.setattr(run, "CACHE", folder.parent / "cache")
@@ -44,6 +48,7 @@ def write_course(folder: Path) -> Path:
         cell("import natslab\n\nprint('n is', n)"),
         cell("# exercise", "exercise"),
     ]
+    (folder / "CHOOSER.md").write_text("# Choose\n<!-- choices -->\n<!-- /choices -->\n")
     solution = [
         cell("# Solutions"),
         cell("# Task", "exercise"),
@@ -302,7 +307,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(
         with pytest.raises(KeyboardInterrupt):
             files.write(target, notebook)
     assert (fresh / LESSON).read_bytes() == before
-    assert {path.name for path in fresh.iterdir()} == {LESSON, "solutions"}, "nothing is left over"
+    assert {path.name for path in fresh.iterdir()} == {LESSON, "solutions", "CHOOSER.md"}, "nothing is left over"
 
     readme = fresh.parent / "README.md"
     write_bytes(readme, b"<!-- lessons --><!-- /lessons -->")
@@ -492,7 +497,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(LabError, match=r"cannot be written \(No space left on device\): "):
         files.write(course / LESSON, new_notebook())
-    assert {path.name for path in course.iterdir()} == {LESSON, "solutions"}
+    assert {path.name for path in course.iterdir()} == {LESSON, "solutions", "CHOOSER.md"}
 
 
 def test_there_is_no_such_lesson(fresh: Path, capsys: pytest.CaptureFixture) -> None:
@@ -510,7 +515,15 @@ def test_index_is_idempotent(fresh: Path) -> None:
     assert "[Publish and subscribe](notebooks/01_pub_sub.ipynb)" in text
     assert "| 20 |" in text and "planned" in text
     assert text.endswith("<!-- /lessons -->\nthe end\n")
+    row = "| to know | x | none | 2 times | [01](01_pub_sub.ipynb) |"
+    assert row in (fresh / "CHOOSER.md").read_text()
     assert index.index() == []
+
+
+def test_a_cost_that_no_lesson_prints(fresh: Path) -> None:
+    row = Choice("to know", "x", "none", 1, "{} ms", r"median ≈ (\d+)")
+    with pytest.raises(LabError, match="lesson 01 prints nothing like"):
+        index.cost(row, files.read(fresh / LESSON))
 
 
 def test_the_table_in_the_readme_is_whole() -> None:

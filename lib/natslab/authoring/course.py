@@ -27,6 +27,25 @@ class Lesson:
         return f"{self.number:02}_{self.slug}.ipynb"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One row of the page to choose by; in `cost`, {} stands for what `measured` finds in the lesson."""
+
+    need: str
+    pattern: str
+    guarantee: str
+    lesson: int
+    cost: str = ""
+    measured: str = ""  # a pattern over what the lesson prints, with a group for each {}
+
+
+@cache
+def choices() -> list[Choice]:
+    """The rows of the page to choose by, in order."""
+    rows: list[dict[str, Any]] = tomllib.loads(COURSE.read_text(encoding="utf-8"))["choice"]
+    return [Choice(**row) for row in rows]
+
+
 @cache
 def course() -> list[Lesson]:
     """All lessons in order, the planned ones too."""

@@ -7,7 +7,7 @@ import copy
 import re
 from pathlib import Path
 
-from natslab.authoring.course import Lesson, course, lesson
+from natslab.authoring.course import Choice, Lesson, choices, course, lesson
 from natslab.authoring.files import (
     Notebook,
     code_cells,
@@ -57,9 +57,10 @@ def index() -> list[Path]:
             picture = NOTEBOOKS / "img" / f"{path.name[:2]}{suffix}.png"
             if png and replace(picture, png):
                 changed.append(picture)
-    readme = ROOT / "README.md"
-    if replace(readme, with_table(readme.read_text(encoding="utf-8")).encode()):
-        changed.append(readme)
+    pages = {ROOT / "README.md": with_table, NOTEBOOKS / "CHOOSER.md": with_choices}
+    for page, brought_up_to_date in pages.items():
+        if replace(page, brought_up_to_date(page.read_text(encoding="utf-8")).encode()):
+            changed.append(page)
     return changed
 
 
@@ -75,10 +76,43 @@ def main_chart(notebook: Notebook) -> bytes:
 
 def with_table(readme: str) -> str:
     """The README with a new lesson table between its two `lessons` comments."""
-    start, end = "<!-- lessons -->", "<!-- /lessons -->"
-    head, _, rest = readme.partition(start)
+    return _between("lessons", readme, _table())
+
+
+def with_choices(page: str) -> str:
+    """The page to choose by with a new table between its two `choices` comments."""
+    return _between("choices", page, _choices())
+
+
+def _between(name: str, page: str, table: str) -> str:
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, _, rest = page.partition(start)
     _, _, tail = rest.partition(end)
-    return f"{head}{start}\n{_table()}\n{end}{tail}"
+    return f"{head}{start}\n{table}\n{end}{tail}"
+
+
+def _choices() -> str:
+    head = "| you need | pattern | what it guarantees | measured there | lesson |\n|---|---|---|---|---|"
+    return "\n".join([head, *map(_choice, choices())])
+
+
+def _choice(row: Choice) -> str:
+    path = NOTEBOOKS / lesson(row.lesson).file
+    if not path.exists():
+        return f"| {row.need} | {row.pattern} | {row.guarantee} | | {row.lesson:02}, planned |"
+    link = f"[{row.lesson:02}]({path.name})"
+    return f"| {row.need} | {row.pattern} | {row.guarantee} | {cost(row, read(path))} | {link} |"
+
+
+def cost(row: Choice, notebook: Notebook) -> str:
+    """What the pattern costs, with the numbers that the lesson printed. Raises LabError without them."""
+    if not row.measured:
+        return row.cost
+    printed = "\n".join(str(o.get("text", "")) for c in code_cells(notebook) for o in c.outputs)
+    found = re.search(row.measured, printed)
+    if not found:
+        raise LabError(f"course.toml: lesson {row.lesson:02} prints nothing like {row.measured!r}.")
+    return row.cost.format(*found.groups())
 
 
 def _table() -> str:
