@@ -14,8 +14,10 @@ import helpers
 import pytest
 from kernel import Kernel, Ran, code, kernel, masked, read, saved
 from natslab.authoring import files
+from natslab.lab import REPLACED
 
 ENV = {"NATSLAB_CLUSTER": "embedded", "NATSLAB_PATIENCE": helpers.PATIENCE}
+FOR_GOOD = "nest_asyncio.apply()"  # changes the kernel until it is restarted, as its lesson says
 AT_ONCE = 12.0  # seconds in which a cell that cannot work on its own says so
 
 
@@ -26,7 +28,9 @@ def tagged(cell: Any, tag: str) -> bool:
 def ok(ran: Ran, cell: Any, place: str) -> None:
     """It printed what is saved, and failed in nothing."""
     assert not ran.error, f"{place}: {ran.error}\n{cell.source}"
-    assert masked(ran.text) == saved(cell), f"{place}:\n{cell.source}"
+    if not tagged(cell, files.IGNORED):
+        told = ran.text.removeprefix(f"{REPLACED}\n")  # where a section starts the lab
+        assert masked(told) == saved(cell), f"{place}:\n{cell.source}"
 
 
 # Exercises.
@@ -122,7 +126,8 @@ def test_sections(path: Path) -> None:
         for start, end in sections(cells):
             go(k, cells, at, start)
             seconds = go(k, cells, start, end)
-            go(k, cells, start, end)
+            if not any(FOR_GOOD in cell.source for cell in cells[start:end]):
+                go(k, cells, start, end)
             if is_begun(cells, start, end):
                 interrupted(k, cells, start, end, seconds)
                 go(k, cells, start, end)

@@ -307,7 +307,9 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(
         with pytest.raises(KeyboardInterrupt):
             files.write(target, notebook)
     assert (fresh / LESSON).read_bytes() == before
-    assert {path.name for path in fresh.iterdir()} == {LESSON, "solutions", "CHOOSER.md"}, "nothing is left over"
+    assert {path.name for path in fresh.iterdir()} == {LESSON, "solutions", "CHOOSER.md"}, (
+        "nothing is left over"
+    )
 
     readme = fresh.parent / "README.md"
     write_bytes(readme, b"<!-- lessons --><!-- /lessons -->")

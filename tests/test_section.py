@@ -19,14 +19,20 @@ async def test_a_second_run_starts_from_nothing(lab: Lab) -> None:
     assert [run.name("price.work"), run.name("JOBS")] == ["price.work", "JOBS"]
     worker = run.spawn(sleeper, "sleeper", lab.address)
     task = run.task(asyncio.sleep(99))
+    nc = run.keep(await nats.connect(**lab.options))
+    other = await nats.connect(**lab.options)
+    sub = run.keep(await other.subscribe("price.work"))
     await lab.kill("n1")
     await lab.pause("n2")
     again = await lab.begin("Break it")
     assert not worker.alive
     assert task.cancelled()
+    assert nc.is_closed
+    assert sub._closed and not other.is_closed
     assert await lab.cluster.unhealthy() == []
     assert [again.name("price.work"), again.name("JOBS")] == ["price.work_2", "JOBS_2"]
     assert (await lab.begin("Another")).name("x") == "x"
+    await other.close()
 
 
 async def test_results_are_written_once_and_not_read_too_early(lab: Lab) -> None:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 KINDS = ("embedded", "compose", "external")
 START_PATIENCE = 60.0  # seconds that one start waits for another
+REPLACED = (
+    "the lab before this one is closed, with its connections: run the cells below again, in order"
+)
 CLOSED_WITHIN = 2.0  # seconds for a connection that was left open
 ROOM = 64 * 2**20  # bytes of disk without which no cluster starts
 # A client whose server died may try the dead one first. By default it waits 2 s before it does,
@@ -157,10 +160,7 @@ class Lab:
             cls._starting = False
         if not quiet:
             if before is not None:
-                print(
-                    "the lab before this one is closed, and so are its connections: run the cells "
-                    "below again, in order"
-                )
+                print(REPLACED)
             why = f": the {lab.instead_of} cluster has no {needs}" if lab.instead_of else ""
             print(f"lab ready: {len(lab.nodes)} nodes, JetStream on ({lab.kind}{why})")
             print(f"measured with {await lab._measured_with()}")

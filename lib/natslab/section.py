@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 
 from natslab.errors import LabError
 
@@ -31,7 +36,14 @@ class Section:
     def __init__(self, lab: Lab, heading: str, number: int) -> None:
         # Not by __setattr__: these are not results.
         self.__dict__.update(
-            {"number": number, "_lab": lab, "_heading": heading, "_tasks": [], "_workers": []}
+            {
+                "number": number,
+                "_lab": lab,
+                "_heading": heading,
+                "_tasks": [],
+                "_workers": [],
+                "_kept": [],
+            }
         )
 
     def name(self, word: str) -> str:
@@ -52,6 +64,11 @@ class Section:
         self._tasks.append(task)
         return task
 
+    def keep[T: (Client, Subscription)](self, handle: T) -> T:
+        """A connection or a subscription that is closed when the section is begun again."""
+        self._kept.append(handle)
+        return handle
+
     def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__:
             raise LabError(
@@ -67,10 +84,14 @@ class Section:
         )
 
     async def end(self) -> None:
-        """Cancel its tasks, kill its workers."""
+        """Cancel its tasks, kill its workers, close its connections."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
         for worker in self._workers:
             await asyncio.to_thread(worker.kill)
+        for handle in self._kept:
+            with suppress(TimeoutError, OSError, nats.errors.Error):
+                async with asyncio.timeout(2):
+                    await (handle.close() if isinstance(handle, Client) else handle.unsubscribe())
