@@ -556,6 +556,10 @@ def jupyterlab(python: Path, port: int, token: str, log, more: dict) -> subproce
     }
     if os.geteuid() == 0:
         options["ServerApp.allow_root"] = True  # containers
+    if (
+        os.environ.get("CODESPACES") == "true"
+    ):  # the page comes through GitHub's proxy; the token guards it
+        options["ServerApp.allow_origin_pat"] = r"https://[a-z0-9-]+\.app\.github\.dev"
     words = [f"--{name}={value}" for name, value in options.items()]
     command = [python, "-P", ROOT / "infra" / "jupyter" / "lab.py", *words]
     piped = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import helpers
@@ -36,6 +37,13 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(course: Path) -> Iterator[str]:
     """JupyterLab as command one starts it. That it makes an environment first is tested in test_up."""
+    with serving(course) as address:
+        yield address
+
+
+@contextmanager
+def serving(course: Path) -> Iterator[str]:
+    """The address of the first lesson in a JupyterLab on `course`, for as long as the block lasts."""
     serve = "import sys, up; up.serve(up.Path(sys.executable), up.free_port(), False, {})"
     server = subprocess.Popen(
         [sys.executable, "-c", serve],
@@ -60,12 +68,22 @@ def address(course: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
+    if chromium() is None:
         pytest.skip("no Chromium is installed")
+    with browsing(1200, 2400) as page:
+        yield page
+
+
+def chromium() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextmanager
+def browsing(width: int, height: int) -> Iterator[Page]:
+    """A page of a headless Chromium."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield browser.new_page(viewport={"width": 1200, "height": 2400})
+        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
+        yield browser.new_page(viewport={"width": width, "height": height})
         browser.close()
 
 
@@ -143,10 +161,10 @@ def link(page: Page, name: str) -> Locator:
     return page.locator(".jp-Notebook:visible").get_by_role("link", name=name).first
 
 
-def kernel_waits(page: Page, address: str) -> bool:
+def kernel_waits(page: Page, address: str, lesson: str = LESSON) -> bool:
     """The server says that the lesson's kernel is idle and JupyterLab is connected to it."""
     sessions = page.request.get(address.replace(f"lab/tree/{FIRST}", "api/sessions")).json()
-    kernels = [session["kernel"] for session in sessions if session["path"] == LESSON]
+    kernels = [session["kernel"] for session in sessions if session["path"] == lesson]
     return any(k["execution_state"] == "idle" and k["connections"] for k in kernels)
 
 

@@ -122,7 +122,9 @@ def _table() -> str:
     head = (
         "| | lesson | question it answers | minutes | what you will see |\n|---|---|---|---|---|\n"
     )
-    return "\n\n".join(f"### {part}\n\n{head}" + "\n".join(rows) for part, rows in parts.items())
+    written = f"{len(lessons())} of {len(course())} are written, the others are planned."
+    tables = (f"### {part}\n\n{head}" + "\n".join(rows) for part, rows in parts.items())
+    return "\n\n".join([written, *tables])
 
 
 def _row(lesson: Lesson) -> str:
