@@ -35,4 +35,9 @@ class Case:
 CASES = [
     Case(3, "working_desk", ("d", "price.work"), ("price.work",), ("price.work", b"0")),
     Case(3, "freezing_desk", ("price.frozen",), ("price.frozen",), ("price.frozen", b"AAPL")),
+    Case(
+        *(4, "replica", ("search", "s0", "a", ["red lamp"])),
+        ("search.shard.s0", "search.replica.s0.a"),
+        ("search.shard.s0", b"lamp"),
+    ),
 ]
