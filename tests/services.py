@@ -7,6 +7,8 @@ streams are made by `prepare`.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,19 @@ class Case:
         return f"{self.lesson:02}-{self.worker}"
 
 
+async def trader_has_seen(nc: Client) -> bool:
+    report = await nc.subscribe("stocks.seen.crowd")
+    try:
+        for _ in range(20):
+            await nc.publish("stocks.AAPL", json.dumps({"at": time.monotonic()}).encode())
+            if json.loads((await report.next_msg(timeout=1)).data):
+                return True
+    except TimeoutError:
+        pass
+    await report.unsubscribe()
+    return False
+
+
 CASES = [
     Case(3, "working_desk", ("d", "price.work"), ("price.work",), ("price.work", b"0")),
     Case(3, "freezing_desk", ("price.frozen",), ("price.frozen",), ("price.frozen", b"AAPL")),
@@ -39,5 +54,18 @@ CASES = [
         *(4, "replica", ("search", "s0", "a", ["red lamp"])),
         ("search.shard.s0", "search.replica.s0.a"),
         ("search.shard.s0", b"lamp"),
+    ),
+    Case(
+        *(5, "instance", ("inv-1", "inventory"), ("shop.inventory.stock",)),
+        ("shop.inventory.stock", b"lamp"),
+    ),
+    Case(
+        *(11, "feed", ("stocks", ["AAPL", "MSFT"], 50.0)),
+        ("stocks.last.AAPL", "stocks.last.NOPE"),
+        ("stocks.last.AAPL", b""),
+    ),
+    Case(
+        *(11, "traders", ("stocks", "crowd", ["AAPL", "*"], 0), ("stocks.AAPL",)),
+        works=trader_has_seen,
     ),
 ]
