@@ -60,6 +60,11 @@ CASES = [
         ("shop.inventory.stock", b"lamp"),
     ),
     Case(
+        *(9, "owner", ("owner", "store")),
+        ("store.set.bad", "store.incr.bad", "store.get.bad", "store.odd.bad"),
+        ("store.set.good", b"0"),
+    ),
+    Case(
         *(11, "feed", ("stocks", ["AAPL", "MSFT"], 50.0)),
         ("stocks.last.AAPL", "stocks.last.NOPE"),
         ("stocks.last.AAPL", b""),

@@ -31,7 +31,8 @@ async def test_a_second_run_starts_from_nothing(lab: Lab) -> None:
     assert sub._closed and not other.is_closed
     assert await lab.cluster.unhealthy() == []
     assert [again.name("price.work"), again.name("JOBS")] == ["price.work_2", "JOBS_2"]
-    assert (await lab.begin("Another")).name("x") == "x"
+    other_section = await lab.begin("Another")
+    assert [other_section.name(word) for word in ("x", "JOBS", "JOBS")] == ["x", "JOBS_3", "JOBS_3"]
     await other.close()
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class Lab:
         self.mark = f"natslab lesson {lesson:02}" if lesson is not None else "natslab"
         self.errors: list[Exception] = []
         self.workers: list[workers.Worker] = []
+        self.named: Counter[str] = Counter()  # how many runs of sections have asked for a word
         self._sections: dict[str, Section] = {}
         self._claim = claim
         self._closed = False
@@ -317,7 +319,7 @@ class Lab:
             await before.end()
         if self.kind != "external":
             await self.cluster.make_whole()
-        self._sections[heading] = Section(self, heading, before.number + 1 if before else 1)
+        self._sections[heading] = Section(self, heading)
         return self._sections[heading]
 
     # How a lesson leaves.

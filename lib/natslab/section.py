@@ -24,7 +24,7 @@ class Section:
     Names are this run's own, so what an earlier run left listening hears nothing of it:
 
     >>> run.name("price.work")
-    'price.work'        (in the first run; 'price.work_2' in the second)
+    'price.work'        (whoever asks for it first; 'price.work_2' in the next run)
 
     Results are kept as attributes, each written once. A cell that was run already, or too early,
     therefore says so in one sentence instead of counting what another run has left:
@@ -33,22 +33,28 @@ class Section:
     LabError: This cell was run already: begin again at the heading "Break it".
     """
 
-    def __init__(self, lab: Lab, heading: str, number: int) -> None:
+    def __init__(self, lab: Lab, heading: str) -> None:
         # Not by __setattr__: these are not results.
         self.__dict__.update(
             {
-                "number": number,
                 "_lab": lab,
                 "_heading": heading,
                 "_tasks": [],
                 "_workers": [],
                 "_kept": [],
+                "_names": {},
             }
         )
 
     def name(self, word: str) -> str:
-        """`word` for this run alone: a subject, a group, a stream, a bucket, a key."""
-        return word if self.number == 1 else f"{word}_{self.number}"
+        """`word` for this run alone: a subject, a group, a stream, a bucket, a key.
+
+        Whoever asks for a word first has it as it is, each other run of any section with a number.
+        """
+        if word not in self._names:
+            number = self._lab.named[word] = self._lab.named[word] + 1
+            self._names[word] = word if number == 1 else f"{word}_{number}"
+        return str(self._names[word])
 
     def spawn(
         self, coroutine: Callable[..., Coroutine[Any, Any, Any]], name: str, *args: Any
