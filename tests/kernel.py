@@ -17,11 +17,12 @@ from natslab.run import QUIET_KERNEL
 
 @dataclass
 class Ran:
-    """What a cell printed, the error it ended with ('LabError: ...') or '', and its seconds."""
+    """What a cell printed, the error it ended with ('LabError: ...') or '', its seconds, its traceback."""
 
     text: str
     error: str
     seconds: float
+    shown: str = ""
 
 
 class Kernel:
@@ -32,7 +33,7 @@ class Kernel:
 
     def run(self, source: str, interrupt_after: float | None = None) -> Ran:
         """Run a cell to its end, or until it was interrupted after so many seconds."""
-        begun, text, error = time.monotonic(), "", ""
+        begun, text, error, shown = time.monotonic(), "", "", ""
         asked = self.client.execute(source, stop_on_error=False)
         while True:
             passed = time.monotonic() - begun
@@ -51,8 +52,9 @@ class Kernel:
                 text += content["text"]
             elif told["msg_type"] == "error":
                 error = f"{content['ename']}: {content['evalue']}"
+                shown = "\n".join(content["traceback"])
             elif content.get("execution_state") == "idle":
-                return Ran(text, error, time.monotonic() - begun)
+                return Ran(text, error, time.monotonic() - begun, shown)
 
 
 @contextmanager

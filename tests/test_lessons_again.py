@@ -154,6 +154,8 @@ def interrupted(k: Kernel, cells: list, start: int, end: int, seconds: dict[int,
     go(k, cells, start, longest)
     ran = k.run(cells[longest].source, interrupt_after=seconds[longest] / 2)
     assert ran.seconds < seconds[longest] + AT_ONCE, "an interrupt ends it"
+    told = "run the section again from its heading" in ran.shown
+    assert told or not ran.error.startswith("CancelledError"), ran
 
 
 def on_its_own(ran: Ran, cell: Any, place: int) -> None:

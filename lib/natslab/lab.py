@@ -44,6 +44,10 @@ START_PATIENCE = 60.0  # seconds that one start waits for another
 REPLACED = (
     "the lab before this one is closed, with its connections: run the cells below again, in order"
 )
+INTERRUPTED = (
+    "CancelledError: this cell was interrupted, or it waited for a task that was cancelled: run the "
+    "section again from its heading"
+)
 CLOSED_WITHIN = 2.0  # seconds for a connection that was left open
 ROOM = 64 * 2**20  # bytes of disk without which no cluster starts
 # A client whose server died may try the dead one first. By default it waits 2 s before it does,
@@ -144,6 +148,7 @@ class Lab:
         second start in this kernel waits for the first, and replaces its lab.
         """
         refuse_impossible_here()
+        _explain_interrupts()
         with suppress(TimeoutError):
             await until(lambda: not cls._starting, START_PATIENCE)
         if cls._starting:
@@ -428,6 +433,20 @@ class Lab:
 
     async def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
+
+
+def _explain_interrupts() -> None:
+    """Where this is a notebook, an interrupted cell says what to do, instead of a stack."""
+    from IPython.core.getipython import get_ipython
+
+    def show(
+        shell: Any, kind: type[BaseException], error: BaseException, *_: Any, **__: Any
+    ) -> None:
+        shell._showtraceback(kind, error, [INTERRUPTED])
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((asyncio.CancelledError,), show)  # type: ignore[no-untyped-call]
 
 
 def _connections_of(lab: Lab) -> list[Client]:
