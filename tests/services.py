@@ -8,13 +8,17 @@ streams are made by `prepare`.
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
 from nats.js.client import JetStreamContext
+from natslab import Lab
+from natslab.authoring import files
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,24 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.lesson:02}-{self.worker}"
+
+
+async def write_rpc(js: JetStreamContext) -> None:
+    """Lesson 10 makes rpc.py of its cells, beside the scripts of its workers."""
+    cells = [cell.source for cell in files.read(files.by_number(10)).cells]
+    rpc = "\n\n".join(source for source in cells if source.startswith("# rpc.py"))
+    (Lab.here().folder / "rpc.py").write_text(rpc, encoding="utf-8")
+    await js.create_key_value(bucket="RECEIPTS", description="natslab test")
+
+
+async def bank_charges(nc: Client) -> bool:
+    order = json.dumps({"card": "card 7", "amount": 20}).encode()
+    key = {"Rpc-Key": secrets.token_hex(4)}
+    try:
+        msg = await nc.request("rpc.bank.charge", order, timeout=2, headers=key)
+    except (TimeoutError, NoRespondersError):
+        return False
+    return "Nats-Service-Error" not in (msg.headers or {})
 
 
 async def trader_has_seen(nc: Client) -> bool:
@@ -63,6 +85,12 @@ CASES = [
         *(9, "owner", ("owner", "store")),
         ("store.set.bad", "store.incr.bad", "store.get.bad", "store.odd.bad"),
         ("store.set.good", b"0"),
+    ),
+    Case(
+        *(10, "bank_server", ("bank", "database-never", ":memory:", "RECEIPTS")),
+        ("rpc.bank.charge", "rpc.bank.$list", "rpc.bank.nothing"),
+        prepare=write_rpc,
+        works=bank_charges,
     ),
     Case(
         *(11, "feed", ("stocks", ["AAPL", "MSFT"], 50.0)),
