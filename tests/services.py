@@ -8,6 +8,7 @@ streams are made by `prepare`.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -44,6 +45,10 @@ async def write_rpc(js: JetStreamContext) -> None:
     rpc = "\n\n".join(source for source in cells if source.startswith("# rpc.py"))
     (Lab.here().folder / "rpc.py").write_text(rpc, encoding="utf-8")
     await js.create_key_value(bucket="RECEIPTS", description="natslab test")
+
+
+async def bucket_of_services(js: JetStreamContext) -> None:
+    await js.create_key_value(bucket="SERVICES_r", direct=True, description="natslab test")
 
 
 async def bank_charges(nc: Client) -> bool:
@@ -100,5 +105,23 @@ CASES = [
     Case(
         *(11, "traders", ("stocks", "crowd", ["AAPL", "*"], 0), ("stocks.AAPL",)),
         works=trader_has_seen,
+    ),
+    Case(
+        *(12, "in_memory", ("r",), ("r.register.x.y", "r.lookup.x")),
+        ("r.lookup.serviceA", b""),
+    ),
+    Case(
+        *(12, "service_a", ("r", "a1", os.devnull, 0.25), ("r.health.serviceA.a1",)),
+        ("r.health.serviceA.a1", b""),
+    ),
+    Case(
+        *(12, "registrar", ("r",), ("r.register.x.y", "r.deregister.x.y")),
+        ("r.deregister.serviceA.a1", b""),
+        bucket_of_services,
+    ),
+    Case(
+        *(12, "clerk", ("r",), ("r.lookup.x",)),
+        ("r.lookup.serviceA", b""),
+        bucket_of_services,
     ),
 ]
