@@ -61,6 +61,19 @@ async def bank_charges(nc: Client) -> bool:
     return "Nats-Service-Error" not in (msg.headers or {})
 
 
+async def reader_passes_on(nc: Client) -> bool:
+    seen = await nc.subscribe("backlog.seen")
+    try:
+        await nc.publish("backlog", b"fresh")
+        while (await seen.next_msg(timeout=0.3)).data != b"fresh":
+            pass
+    except TimeoutError:
+        return False
+    finally:
+        await seen.unsubscribe()
+    return True
+
+
 async def trader_has_seen(nc: Client) -> bool:
     report = await nc.subscribe("stocks.seen.crowd")
     try:
@@ -75,6 +88,7 @@ async def trader_has_seen(nc: Client) -> bool:
 
 
 CASES = [
+    Case(1, "reader", ("r", "backlog"), ("backlog",), works=reader_passes_on),
     Case(3, "working_desk", ("d", "price.work"), ("price.work",), ("price.work", b"0")),
     Case(3, "freezing_desk", ("price.frozen",), ("price.frozen",), ("price.frozen", b"AAPL")),
     Case(
