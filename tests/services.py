@@ -7,6 +7,7 @@ streams are made by `prepare`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -16,10 +17,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.js.client import JetStreamContext
 from natslab import Lab
 from natslab.authoring import files
+
+
+# A request with nothing in it, some that are no JSON, some that are of another type than it is for.
+BAD = [
+    b"",
+    b"\xff\xfe",
+    b"no json {",
+    b"null",
+    b"[]",
+    b'{"a": 1}',
+    b'"text"',
+    b"-1",
+    b"x" * 1_000_000,
+]
+ORDER = b'{"id": "A-1", "items": [["item 0", 1299]]}'
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,38 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.lesson:02}-{self.worker}"
+
+
+async def write_pdf_work(js: JetStreamContext) -> None:
+    """Lesson 07 puts this module beside the scripts of its workers."""
+    cells = [cell.source for cell in files.read(files.by_number(7)).cells]
+    wanted = ("def make_invoice(", "async def make(")
+    made = [cell.partition("\n\n\n")[0] for cell in cells if cell.startswith(wanted)]
+    imports = "import asyncio, json, time\nimport nats\nfrom fpdf import FPDF"
+    module = "\n\n\n".join([imports, *made])
+    (Lab.here().folder / "pdf_work.py").write_text(module, encoding="utf-8")
+
+
+async def asker_makes(nc: Client) -> bool:
+    """It is handed bad orders first, each time it is looked at, and then a good one."""
+    orders, made = [*BAD, b'{"id": 7, "items": []}', ORDER], asyncio.Event()
+
+    async def hand_out(msg: Msg) -> None:
+        if msg.reply:
+            await nc.publish(msg.reply, orders.pop(0) if orders else b"")
+
+    async def on_made(msg: Msg) -> None:
+        made.set()
+
+    subs = [await nc.subscribe("pdf.next", cb=hand_out), await nc.subscribe("pdf.made", cb=on_made)]
+    try:
+        await asyncio.wait_for(made.wait(), 3)
+    except TimeoutError:
+        return False
+    finally:
+        for sub in subs:
+            await sub.unsubscribe()
+    return not orders
 
 
 async def write_rpc(js: JetStreamContext) -> None:
@@ -100,6 +149,12 @@ CASES = [
         *(5, "instance", ("inv-1", "inventory"), ("shop.inventory.stock",)),
         ("shop.inventory.stock", b"lamp"),
     ),
+    Case(
+        *(7, "worker", ("w", "pdf", 0.0), ("pdf.jobs.normal",)),
+        ("pdf.jobs.normal", ORDER),
+        write_pdf_work,
+    ),
+    Case(7, "asking", ("w", "pdf", 0.0), prepare=write_pdf_work, works=asker_makes),
     Case(
         *(9, "owner", ("owner", "store")),
         ("store.set.bad", "store.incr.bad", "store.get.bad", "store.odd.bad"),

@@ -20,20 +20,8 @@ from natslab import Lab, until
 from natslab.authoring import files
 from natslab.clusters import server
 from natslab.workers import Worker
-from services import CASES, Case
+from services import BAD, CASES, Case
 
-# A request with nothing in it, none that is JSON, some that are of another type than it is for.
-BAD = [
-    b"",
-    b"\xff\xfe",
-    b"no json {",
-    b"null",
-    b"[]",
-    b'{"a": 1}',
-    b'"text"',
-    b"-1",
-    b"x" * 1_000_000,
-]
 SECONDS = 15.0  # in which a worker is up, or has ended
 
 
