@@ -23,7 +23,6 @@ from nats.js.client import JetStreamContext
 from natslab import Lab
 from natslab.authoring import files
 
-
 # A request with nothing in it, some that are no JSON, some that are of another type than it is for.
 BAD = [
     b"",
