@@ -192,4 +192,12 @@ CASES = [
         ("r.lookup.serviceA", b""),
         bucket_of_services,
     ),
+    Case(
+        *(13, "plain_worker", ("d", "requests.group", 1), ("requests.group",)),
+        ("requests.group", b"0"),
+    ),
+    Case(
+        *(13, "worker", ("d", "requests", 1), ("requests.to.d",)),
+        ("requests.to.d", b"0"),
+    ),
 ]
