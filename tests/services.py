@@ -44,7 +44,7 @@ class Case:
 
     lesson: int
     worker: str
-    args: tuple[Any, ...] = ()
+    args: tuple[Any, ...] = ()  # "{folder}" in a text stands for the folder of the lab
     poison: tuple[str, ...] = ()
     good: tuple[str, bytes] | None = None
     prepare: Callable[[JetStreamContext], Awaitable[None]] | None = None
@@ -53,6 +53,16 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.lesson:02}-{self.worker}"
+
+
+async def line_is_in_the_file(nc: Client) -> bool:
+    word, files_of_sink = secrets.token_hex(8), Lab.here().folder.glob
+    await nc.publish("logs.case.info", word.encode())
+    for _ in range(30):
+        await asyncio.sleep(0.01)
+        if any(word in file.read_text() for file in files_of_sink("logs.txt*")):
+            return True
+    return False
 
 
 async def write_pdf_work(js: JetStreamContext) -> None:
@@ -147,6 +157,10 @@ CASES = [
     Case(
         *(5, "instance", ("inv-1", "inventory"), ("shop.inventory.stock",)),
         ("shop.inventory.stock", b"lamp"),
+    ),
+    Case(
+        *(6, "sink", ("a", "{folder}/logs.txt"), ("logs.shop.info", "logs.shop.error")),
+        works=line_is_in_the_file,
     ),
     Case(
         *(7, "worker", ("w", "pdf", 0.0), ("pdf.jobs.normal",)),

@@ -53,9 +53,8 @@ async def at_work(case: Case, lab: Lab, nc: nats.NATS, **options: object) -> Asy
     if case.prepare:
         with suppress(nats.js.errors.BadRequestError):  # it is there from the run before
             await case.prepare(nc.jetstream())
-    worker = lab.spawn(
-        lifted(case.lesson)[case.worker], "w", {**lab.address, **options}, *case.args
-    )
+    args = [a.format(folder=lab.folder) if isinstance(a, str) else a for a in case.args]
+    worker = lab.spawn(lifted(case.lesson)[case.worker], "w", {**lab.address, **options}, *args)
     try:
         if case.good or case.works:
             await until(lambda: works(case, nc), SECONDS, "the worker to work")
