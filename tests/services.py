@@ -11,16 +11,19 @@ import asyncio
 import json
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
+from nats.js.api import ConsumerConfig, RetentionPolicy
 from nats.js.client import JetStreamContext
-from natslab import Lab
+from natslab import Lab, settled
 from natslab.authoring import files
 
 # A request with nothing in it, some that are no JSON, some that are of another type than it is for.
@@ -35,6 +38,7 @@ BAD = [
     b"-1",
     b"x" * 1_000_000,
 ]
+CHARGE = "INSERT INTO charges VALUES (?)"
 ORDER = b'{"id": "A-1", "items": [["item 0", 1299]]}'
 
 
@@ -103,6 +107,35 @@ async def write_rpc(js: JetStreamContext) -> None:
     rpc = "\n\n".join(source for source in cells if source.startswith("# rpc.py"))
     (Lab.here().folder / "rpc.py").write_text(rpc, encoding="utf-8")
     await js.create_key_value(bucket="RECEIPTS", description="natslab test")
+
+
+async def queue_of_jobs(js: JetStreamContext) -> None:
+    """The stream JOBS, a consumer for each worker of lesson 15, and the tables of their ledger."""
+    db = sqlite3.connect(Lab.here().folder / "ledger.db", isolation_level=None)
+    db.execute("CREATE TABLE IF NOT EXISTS charges (job)")
+    db.execute("CREATE TABLE IF NOT EXISTS begun (job, worker)")
+    db.execute("CREATE TABLE IF NOT EXISTS charged (job PRIMARY KEY, worker)")
+    db.close()
+    policy = RetentionPolicy.WORK_QUEUE
+    await js.add_stream(
+        name="JOBS", subjects=["jobs.>"], retention=policy, description="natslab test"
+    )
+    for name in ("ack_last", "charge"):
+        config = ConsumerConfig(durable_name=name, filter_subject=f"jobs.{name}", ack_wait=1.0)
+        await js.add_consumer("JOBS", config)
+    await settled(js._nc, consumers=["JOBS.ack_last", "JOBS.charge"])
+
+
+async def no_job_is_left(nc: Client, subject: str) -> bool:
+    """A fresh one, and all before it, are done."""
+    js, key = nc.jetstream(), {"Nats-Msg-Id": secrets.token_hex(4)}
+    await js.publish(subject, b"0.01", headers=key)
+    for _ in range(40):
+        info = await js.stream_info("JOBS", subjects_filter=subject)
+        if not info.state.subjects:
+            return True
+        await asyncio.sleep(0.05)
+    return False
 
 
 async def bucket_of_services(js: JetStreamContext) -> None:
@@ -213,5 +246,19 @@ CASES = [
     Case(
         *(13, "worker", ("d", "requests", 1), ("requests.to.d",)),
         ("requests.to.d", b"0"),
+    ),
+    Case(
+        *(15, "charger", ("ack_last", "{folder}/ledger.db", [CHARGE, "ack"])),
+        poison=("jobs.ack_last",),
+        prepare=queue_of_jobs,
+        works=partial(no_job_is_left, subject="jobs.ack_last"),
+        consumer=("JOBS", "ack_last"),
+    ),
+    Case(
+        *(15, "charging_worker", ("w0", "charge", "{folder}/ledger.db")),
+        poison=("jobs.charge",),
+        prepare=queue_of_jobs,
+        works=partial(no_job_is_left, subject="jobs.charge"),
+        consumer=("JOBS", "charge"),
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ from natslab.errors import LabError
 from natslab.paths import CACHE
 
 QUIET = 0.10  # of all cores; one spinning process is 0.5 of two cores
-SLOW = 0.75  # of the best speed that this machine has shown: its host has other guests too
+SLOW = 0.6  # of the best speed that this machine has shown: its host has other guests too
 PATIENCE = 120.0  # seconds
 HOW = "end what runs beside it, or save its measurements all the same: natslab refresh --busy"
 
@@ -24,7 +25,7 @@ def busy() -> float:
 
 def speed() -> float:
     """How fast Python runs now, as a share of the best that was seen here: the best is kept."""
-    file, now = CACHE / "speed", max(_rounds() for _ in range(5))
+    file, now = CACHE / "speed", statistics.median(_rounds() for _ in range(9))
     best = now
     with suppress(OSError, ValueError):
         best = max(now, float(file.read_text()))
