@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import helpers
+import nbformat
 import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
@@ -107,7 +108,11 @@ def test_run_all_cells_of_lesson_15(address: str, page: Page, course: Path) -> N
     assert page.locator(".Toastify__toast").count() == 0, "a notice covers the lesson"
 
     SCREENSHOT.parent.mkdir(exist_ok=True)
-    assert charts_seen(page) == 3
+    saved = nbformat.read(helpers.ROOT / LESSON, as_version=4)
+    drawn = [
+        o for c in saved.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
+    assert charts_seen(page) == len(drawn) > 0
     colours = Image.open(SCREENSHOT).convert("RGB").getcolors(1 << 24)
     assert len(colours) > 100, "the screenshot is blank"
 
