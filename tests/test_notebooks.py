@@ -449,8 +449,8 @@ SAME = [
     ),
     ("lab ready: 1 node, JetStream on (external)", "lab ready: 1 node, JetStream on"),
     (
-        "lab ready: 3 nodes, JetStream on (embedded)\nmeasured with nats-server 2.15.0, 2 cores\n",
-        "lab ready: 3 nodes, JetStream on (embedded)\n",
+        "lab ready: 3 nodes, JetStream on\nmeasured with nats-server 2.15.0, 2 cores, 2026-11-28\n",
+        "lab ready: 3 nodes, JetStream on\nmeasured with nats-server 2.16.1, 8 cores, 2027-01-02\n",
     ),
     ("≈ 12,345 per second, True", "≈ 9.5 per second, True"),
     ("p99 ≈3 ms\n", "p99 ≈ 412 ms\n"),

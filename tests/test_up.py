@@ -422,25 +422,6 @@ def test_killed_up_py_takes_jupyterlab_and_its_kernels_along(course):
                 until(lambda p=child: is_gone(p), 30, f"the end of {child} after {which}")
 
 
-@pytest.mark.parametrize(
-    ("codespaces", "origin", "code"),
-    [
-        ("true", "https://some-name-1a2b-8888.app.github.dev", 201),
-        ("true", "https://app.github.dev.example.org", 404),
-        ("", "https://some-name-1a2b-8888.app.github.dev", 404),
-    ],
-)
-def test_who_may_open_a_kernel_from_another_origin(course, codespaces, origin, code):
-    """GitHub Codespaces shows the page under an address of its own."""
-    with jupyterlab(course, env=environment(CODESPACES=codespaces)) as (_process, _out, url):
-        api = url.replace("lab/tree/notebooks/00_start_here.ipynb", "api/kernels")
-        asked = urllib.request.Request(api, data=b"{}", headers={"Origin": origin})
-        try:
-            assert urllib.request.urlopen(asked).status == code
-        except urllib.error.HTTPError as error:
-            assert error.code == code
-
-
 def is_gone(process):
     """Ended; a container without an init process keeps the orphan's entry."""
     try:
