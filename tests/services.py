@@ -25,6 +25,8 @@ from nats.js.api import ConsumerConfig, RetentionPolicy
 from nats.js.client import JetStreamContext
 from natslab import Lab, settled
 from natslab.authoring import files
+from natslab.clusters import server
+from natslab.prometheus import free_port
 
 # A request with nothing in it, some that are no JSON, some that are of another type than it is for.
 BAD = [
@@ -54,6 +56,7 @@ class Case:
     prepare: Callable[[JetStreamContext], Awaitable[None]] | None = None
     works: Callable[[Client], Awaitable[bool]] | None = None
     consumer: tuple[str, str] | None = None  # (stream, durable) that the worker fetches from
+    bucket: str = ""  # that it looks for when it starts
 
     def __str__(self) -> str:
         return f"{self.lesson:02}-{self.worker}"
@@ -99,6 +102,37 @@ async def asker_makes(nc: Client) -> bool:
         for sub in subs:
             await sub.unsubscribe()
     return not orders
+
+
+PAGE = free_port()  # of the collector of lesson 08
+
+
+async def write_totals(js: JetStreamContext) -> None:
+    """Lesson 08 makes totals.py of its cells, beside the scripts of its workers."""
+    cells = [cell.source for cell in files.read(files.by_number(8)).cells]
+    totals = "\n\n\n".join(source for source in cells if source.startswith("# totals.py"))
+    (Lab.here().folder / "totals.py").write_text(totals, encoding="utf-8")
+
+
+async def sample_is_on_the_page(nc: Client) -> bool:
+    """All that is there is shown, after a fresh sample: also of a service that counts something else."""
+    name = secrets.token_hex(4)
+    for counters in ({"odd": 1}, {"odd": 2, "requests": 7}):
+        sample = {"boot": "b7", "memory": 1, "counters": counters}
+        await nc.publish(f"metrics.{name}", json.dumps(sample).encode())
+    for _ in range(20):
+        await asyncio.sleep(0.05)
+        if f'stats_requests_total{{service="{name}"}} 7.0' in await asyncio.to_thread(page_of_08):
+            return True
+    return False
+
+
+def page_of_08() -> str:
+    try:
+        with server.open_url(f"http://127.0.0.1:{PAGE}/metrics", timeout=1) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 async def write_rpc(js: JetStreamContext) -> None:
@@ -202,6 +236,15 @@ CASES = [
     ),
     Case(7, "asking", ("w", "pdf", 0.0), prepare=write_pdf_work, works=asker_makes),
     Case(
+        *(8, "api", ("api-1", "stats.ask", "metrics"), ("stats.ask",)),
+        ("stats.ask", b""),
+    ),
+    Case(
+        *(8, "collector", ("metrics", PAGE, "{folder}/totals.json"), ("metrics.bad",)),
+        prepare=write_totals,
+        works=sample_is_on_the_page,
+    ),
+    Case(
         *(9, "owner", ("owner", "store")),
         ("store.set.bad", "store.incr.bad", "store.get.bad", "store.odd.bad"),
         ("store.set.good", b"0"),
@@ -211,6 +254,7 @@ CASES = [
         ("rpc.bank.charge", "rpc.bank.$list", "rpc.bank.nothing"),
         prepare=write_rpc,
         works=bank_charges,
+        bucket="RECEIPTS",
     ),
     Case(
         *(11, "feed", ("stocks", ["AAPL", "MSFT"], 50.0)),
@@ -233,6 +277,7 @@ CASES = [
         *(12, "registrar", ("r",), ("r.register.x.y", "r.deregister.x.y")),
         ("r.deregister.serviceA.a1", b""),
         bucket_of_services,
+        bucket="SERVICES_r",
     ),
     Case(
         *(12, "clerk", ("r",), ("r.lookup.x",)),

@@ -10,6 +10,7 @@ from pathlib import Path
 import helpers
 import nbformat
 import pytest
+from kernel import kernel
 from natslab import LabError, cli, run
 from natslab.authoring import compared, exercises, files, index, load, refresh
 from natslab.authoring.course import Choice
@@ -558,3 +559,21 @@ def test_the_table_in_the_readme_is_whole() -> None:
     assert re.fullmatch(r"\d+ of 29 are written, the others are planned.", written)
     broken = [line for line in rows if line and line[0] not in "|#"]
     assert not broken, "a row on two lines ends the table on GitHub"
+
+
+def test_an_error_of_nats_tells_of_a_worker_that_died() -> None:
+    """Who asks it sees that nobody answers, and not why."""
+    with kernel(NATSLAB_CLUSTER="embedded") as k:
+        for source in (
+            "import nats\nfrom natslab import Lab, until\nlab = await Lab.start()",
+            "nc = await nats.connect(**lab.options)",
+            "async def typo(options):\n    raise ValueError('no such card')",
+            "worker = lab.spawn(typo, 'desk', lab.address)",
+            "await until(lambda: not worker.alive, 20, what='the desk to die')",
+        ):
+            assert not k.run(source).error
+        assert "desk ended with exit code 1" not in k.run("1 / 0").shown
+        shown = k.run("await nc.request('desk.ask', b'')").shown
+        assert "NoRespondersError" in shown
+        assert "worker desk ended with exit code 1" in shown and "no such card" in shown
+        assert k.run("await nc.close(); await lab.close()").error == ""

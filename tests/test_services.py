@@ -9,6 +9,7 @@ import linecache
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import helpers
@@ -137,6 +138,26 @@ async def test_it_ends_when_its_connection_is_closed_for_good(
             await system.request(f"$SYS.REQ.SERVER.{server_id}.KICK", kick, timeout=2)
         await system.close()
         assert await ended(worker) > 0, worker.log.read_text()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.bucket], ids=str)
+async def test_it_looks_again_for_a_bucket_that_does_not_answer(
+    case: Case, lab: Lab, nc: nats.NATS
+) -> None:
+    """A request to JetStream may stay unanswered, as when the leader of the bucket is just gone."""
+    assert case.prepare
+    await case.prepare(nc.jetstream())
+    leader = await lab.leader_of(f"KV_{case.bucket}")
+    others = [node.url for name, node in lab.cluster.nodes.items() if name != leader]
+    await lab.pause(leader)
+    thaw = asyncio.create_task(thawed(lab, leader, 8.0))  # nats-py waits for 5 s
+    async with at_work(replace(case, prepare=None), lab, nc, servers=others):
+        await thaw
+
+
+async def thawed(lab: Lab, node: str, seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    await lab.resume(node)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.consumer], ids=str)

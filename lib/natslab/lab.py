@@ -148,7 +148,7 @@ class Lab:
         second start in this kernel waits for the first, and replaces its lab.
         """
         refuse_impossible_here()
-        _explain_interrupts()
+        _explain_errors()
         with suppress(TimeoutError):
             await until(lambda: not cls._starting, START_PATIENCE)
         if cls._starting:
@@ -435,18 +435,28 @@ class Lab:
         self.errors.append(error)
 
 
-def _explain_interrupts() -> None:
-    """Where this is a notebook, an interrupted cell says what to do, instead of a stack."""
+def _explain_errors() -> None:
+    """Where this is a notebook, an interrupted cell says what to do, instead of a stack.
+
+    Below an error of NATS stands what became of the workers: one that died answers nobody.
+    """
     from IPython.core.getipython import get_ipython
 
     def show(
-        shell: Any, kind: type[BaseException], error: BaseException, *_: Any, **__: Any
+        shell: Any, kind: type[BaseException], error: BaseException, tb: Any, tb_offset: Any = None
     ) -> None:
-        shell._showtraceback(kind, error, [INTERRUPTED])
+        if isinstance(error, asyncio.CancelledError):
+            shell._showtraceback(kind, error, [INTERRUPTED])
+            return
+        for trouble in workers.troubles():
+            error.add_note(trouble)
+        stack = shell.InteractiveTB.structured_traceback(kind, error, tb, tb_offset=tb_offset)
+        shell._showtraceback(kind, error, stack)
 
     shell = get_ipython()
     if shell is not None:
-        shell.set_custom_exc((asyncio.CancelledError,), show)  # type: ignore[no-untyped-call]
+        explained = (asyncio.CancelledError, nats.errors.Error)
+        shell.set_custom_exc(explained, show)  # type: ignore[no-untyped-call]
 
 
 def _connections_of(lab: Lab) -> list[Client]:
