@@ -199,6 +199,17 @@ async def reader_passes_on(nc: Client) -> bool:
     return True
 
 
+async def guest_is_here(nc: Client) -> bool:
+    beats = await nc.subscribe("chat.presence.beat.ada")
+    try:
+        await beats.next_msg(timeout=1)
+    except TimeoutError:
+        return False
+    finally:
+        await beats.unsubscribe()
+    return True
+
+
 async def trader_has_seen(nc: Client) -> bool:
     report = await nc.subscribe("stocks.seen.crowd")
     try:
@@ -214,6 +225,10 @@ async def trader_has_seen(nc: Client) -> bool:
 
 CASES = [
     Case(1, "reader", ("r", "backlog"), ("backlog",), works=reader_passes_on),
+    Case(
+        *(2, "guest", ("ada", "chat.presence", 0.1), ("chat.presence.beat.ada",)),
+        works=guest_is_here,
+    ),
     Case(3, "working_desk", ("d", "price.work"), ("price.work",), ("price.work", b"0")),
     Case(3, "freezing_desk", ("price.frozen",), ("price.frozen",), ("price.frozen", b"AAPL")),
     Case(

@@ -6,7 +6,7 @@ import time
 import nats
 import pytest
 from nats.errors import NoRespondersError
-from natslab import CheckFailed, Lab, LabError, check, exercise, expect, settled, until
+from natslab import CheckFailed, Lab, LabError, check, expect, settled, until
 from natslab.clusters.base import Event
 
 
@@ -118,9 +118,6 @@ def test_nothing_ticks_without_an_answer(capsys: pytest.CaptureFixture) -> None:
         check("a function", later)
     with pytest.raises(CheckFailed, match="was not awaited"):
         check("a coroutine", later())
-    exercise("1. the judge", "a", lambda _: later)
-    exercise("1. the judge", "a", lambda _: later())
-    assert "not called" in said(capsys)[0]
     with pytest.raises(CheckFailed, match="no word was lost"):
         check("no word was lost", Undecided())
 
@@ -207,22 +204,6 @@ def test_expect_fails_when_nothing_or_something_else_fails() -> None:
         pass
     with pytest.raises(ZeroDivisionError), expect(ValueError):
         _ = 1 / 0
-
-
-def test_exercise_judges_and_never_raises(capsys: pytest.CaptureFixture) -> None:
-    exercise("1. the pattern", ..., lambda _: 1 / 0)
-    exercise("1. the pattern", "a.*", lambda answer: answer == "a.*")
-    exercise("1. the pattern", "b", lambda answer: answer == "a.*")
-    exercise("1. the pattern", "b", lambda _: 1 / 0)
-    lines = said(capsys)
-    assert lines[:3] == [
-        "○ 1. the pattern: not attempted yet",
-        "✔ 1. the pattern: solved",
-        "✘ 1. the pattern: not yet, your answer was 'b'",
-    ]
-    assert lines[3:] == [
-        "✘ 1. the pattern: not yet, your answer was 'b' (ZeroDivisionError: division by zero)"
-    ]
 
 
 async def test_settled_waits_for_subscriptions_streams_and_consumers(lab: Lab) -> None:

@@ -30,8 +30,6 @@ TOP_LEVEL_AWAIT = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 # Of a code cell, the second for nine in ten; words of prose for each line of code.
 MEDIAN_LINES, MOST_LINES, WORDS_PER_LINE = 8, 15, 6.0
-# Lessons that are still to be brought to the bar of today; they keep to an older one.
-FIRST_EDITION = {2, 8}
 
 # GitHub shows none of these, or not as JupyterLab does.
 NOT_ON_GITHUB = {
@@ -58,7 +56,6 @@ class Lesson:
         self.path = path
         self.number = int(path.name[:2])
         self.is_solution = path.parent.name == "solutions"
-        self.first_edition = self.number in FIRST_EDITION
         self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         self.code = [c for c in self.cells if c["cell_type"] == "code"]
         self.markdown = [c for c in self.cells if c["cell_type"] == "markdown"]
@@ -124,11 +121,10 @@ def code_cells(lesson: Lesson) -> Iterator[str]:
     own = sorted(number_of_lines(c) for c in lesson.code if c not in lesson.tagged("exercise"))
     if not 12 <= len(own) <= 35:
         yield f"{len(own)} code cells, 12 to 35"
-    median, most = (12, 17) if lesson.first_edition else (MEDIAN_LINES, MOST_LINES)
-    if statistics.median(own) > median:
+    if statistics.median(own) > MEDIAN_LINES:
         yield f"half of the code cells have more than {statistics.median(own)} lines"
-    if (ninth := own[int(0.9 * (len(own) - 1))]) > most:
-        yield f"one code cell in ten has {ninth} lines or more, at most {most}"
+    if (ninth := own[int(0.9 * (len(own) - 1))]) > MOST_LINES:
+        yield f"one code cell in ten has {ninth} lines or more, at most {MOST_LINES}"
 
 
 def number_of_lines(cell: dict) -> int:
@@ -145,7 +141,7 @@ def enough_prose(lesson: Lesson) -> Iterator[str]:
     lines = sum(number_of_lines(c) for c in own if not is_markdown(c))
     if not 700 <= words <= 2200:
         yield f"{words} words, 700 to 2,200"
-    if words / lines < (4.4 if lesson.first_edition else WORDS_PER_LINE):
+    if words / lines < WORDS_PER_LINE:
         yield f"{words / lines:.1f} words per line of code, at least {WORDS_PER_LINE}"
 
 
@@ -235,6 +231,8 @@ def code_style(lesson: Lesson) -> Iterator[str]:
     for node in itertools.chain.from_iterable(map(ast.walk, lesson.trees)):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield f"line {node.lineno}: a bare except"
+        if isinstance(node, ast.Name) and node.id in ("In", "Out"):
+            yield f"line {node.lineno}: `{node.id}` is empty where nbval runs the cells"
 
 
 def markdown(lesson: Lesson) -> Iterator[str]:
@@ -317,8 +315,6 @@ def drilled(tree: ast.AST) -> Iterator[ast.Call]:
 
 def repeatable(lesson: Lesson) -> Iterator[str]:
     """What breaks something begins anew each time; a wait names what it waits for."""
-    if lesson.first_edition:
-        return
     for name, call in lesson.calls():
         if name == "until" and keyword(call, "what") is None and len(call.args) < 3:
             yield f"a wait does not name what for: {ast.unparse(call)}"
@@ -339,8 +335,6 @@ def repeatable(lesson: Lesson) -> Iterator[str]:
 
 def services(lesson: Lesson) -> Iterator[str]:
     """What runs in a process of its own carries a tag, and ends well by `service.py`."""
-    if lesson.first_edition:
-        return
     spawned = {
         ast.unparse(call.args[0]) for name, call in lesson.calls() if name == "spawn" and call.args
     }
@@ -352,8 +346,6 @@ def services(lesson: Lesson) -> Iterator[str]:
 
 def numbers(lesson: Lesson) -> Iterator[str]:
     """A number that may differ stands beside a verdict that may not; all tell what they come from."""
-    if lesson.first_edition:
-        return
     shown = [text(output.get("text", "")) for _, output in lesson.outputs()]
     for output in shown:
         if MEASURED in output and not re.search(r"True|False|[✔✘]", output):
@@ -364,8 +356,6 @@ def numbers(lesson: Lesson) -> Iterator[str]:
 
 def answers(lesson: Lesson) -> Iterator[str]:
     """Each exercise has a hint, and its judge knows two wrong answers."""
-    if lesson.first_edition:
-        return
     title, wrong = "", 2
     for cell in [
         *lesson.cells,
@@ -558,6 +548,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "import time\ntime.sleep(1)": "time.sleep stops every handler",
     "asyncio.run(main())": "awaits at top level",
     "try:\n    pass\nexcept:\n    pass": "a bare except",
+    "print(In[-1])": "`In` is empty where nbval runs the cells",
     "await js.add_stream(name='X')": "add_stream without description=lab.mark",
     "await js.create_key_value(bucket='X', description='mine')": "create_key_value without",
     "StreamConfig(name='X')": "StreamConfig without",

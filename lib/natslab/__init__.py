@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from natslab.check import check, exercise, expect, settled, until
+from natslab.check import check, expect, settled, until
 from natslab.errors import CheckFailed, LabError
 from natslab.judge import judge
 from natslab.lab import Lab
@@ -23,7 +23,6 @@ __all__ = [
     "LabError",
     "charts",
     "check",
-    "exercise",
     "expect",
     "judge",
     "measure",

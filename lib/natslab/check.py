@@ -1,4 +1,4 @@
-"""Say what you claim and let the run decide: check, until, settled, expect, exercise."""
+"""Say what you claim and let the run decide: check, until, settled, expect."""
 
 from __future__ import annotations
 
@@ -219,20 +219,3 @@ class expect:  # noqa: N801 (reads as a statement: with expect(TimeoutError): ..
         else:
             print(f"{type(error).__name__}: {text[0]}")
         return True
-
-
-def exercise(task: str, answer: object, solved: Callable[[Any], bool]) -> None:
-    """Judge your answer to an exercise: not attempted while it is still `...`, else solved or not.
-
-    Never raises: an exercise that is not solved yet must not stop "run all".
-    """
-    if answer is ...:
-        print(f"○ {task}: not attempted yet")
-        return
-    try:
-        right, why = _truth(solved(answer)), ""
-    except Exception as error:  # an answer of another kind than the task asks for
-        right, why = False, f" ({type(error).__name__}: {error})"
-    # A function shows its name: its address tells nobody anything.
-    given = getattr(answer, "__name__", None) or repr(answer)
-    print(f"✔ {task}: solved" if right else f"✘ {task}: not yet, your answer was {given}{why}")
