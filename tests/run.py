@@ -33,6 +33,7 @@ import up  # noqa: E402
 CACHE = ROOT / ".cache"
 RESULTS = CACHE / "results"
 RUNS, COMPOSE_RUNS = "tests/test_lessons_run.py", "tests/test_lessons_compose.py"
+AGAIN = "tests/test_lessons_again.py"
 CONTAINERS = ["tests/test_compose_cluster.py", "tests/test_compose_verbs.py"]
 # Tests ask for the kind of cluster that they mean; nothing in the environment may choose for them.
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_SERVER")
@@ -41,7 +42,8 @@ LONGEST = ("up", "external", "regions", "cluster", "notebooks")  # unit tests, b
 # At a time, on two cores: lessons wait a good part of their time, tests less. Those that share a
 # cluster run beside those on compose.
 TESTS, LESSONS, SHARED = "3", "4", "2"
-KINDS = ("strict", "shared", "workshop", "compose")  # of the runs of a lesson: markers and columns
+# Of the runs of a lesson: markers and columns.
+KINDS = ("strict", "again", "shared", "workshop", "compose")
 NO_LESSON = " and ".join(f"not {k}" for k in (*KINDS, "pairs", "browser", "containers"))
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENGINE = "from natslab.clusters import compose_cli as c; c.require_engine(); c.find_compose()"
@@ -215,7 +217,7 @@ def runs(
 ) -> None:
     """One kind of run of these lessons, `n` at a time; the longest first, so that all end together."""
     words = ["-n", n, "--dist", "load", "--maxschedchunk", "1", *among(lessons), *more]
-    suite.pytest(f"lessons: {kind}", RUNS, "-m", kind, *words, **env)
+    suite.pytest(f"lessons: {kind}", RUNS, AGAIN, "-m", kind, *words, **env)
 
 
 def shared(suite: Suite, lessons: list[Path], all_: bool) -> None:
@@ -280,6 +282,7 @@ def everything(suite: Suite, lessons: list[Path], all_: bool) -> None:
     )
     # Lessons wait so often that they leave a part of two cores idle.
     side_by_side([partial(runs, suite, "strict", lessons)], [partial(lint, suite)])
+    runs(suite, "again", lessons)
     on_compose = ["-m", "compose", *among(lessons)]
     pairs = ["-m", "pairs", *([] if all_ else todays())]
     lane = [partial(compose, suite, "two lessons at once on compose", COMPOSE_RUNS, *pairs)]
@@ -393,6 +396,7 @@ def asked(suite: Suite, args: argparse.Namespace, lessons: list[Path]) -> None:
             runs(suite, "strict", lessons)
     elif args.lesson:
         runs(suite, "strict", lessons)
+        runs(suite, "again", lessons)
         shared(suite, lessons, all_=True)
     else:
         everything(suite, lessons, args.all)

@@ -7,6 +7,8 @@ one that breaks something is interrupted, run again, and then each of its cells 
 
 import itertools
 import re
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ FOR_GOOD = "nest_asyncio.apply()"  # changes the kernel until it is restarted, a
 AT_ONCE = 12.0  # seconds in which a cell that cannot work on its own says so
 
 
+@pytest.fixture(autouse=True)
+def noted(path: Path, record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """A lesson that does not pass here is not green."""
+    begun = time.monotonic()
+    yield
+    told = {"lesson": helpers.name_of(path), "kind": "again", "seconds": time.monotonic() - begun}
+    for name, value in told.items():
+        record_property(name, value)
+
+
 def tagged(cell: Any, tag: str) -> bool:
     return tag in files.tags(cell)
 
@@ -31,69 +43,6 @@ def ok(ran: Ran, cell: Any, place: str) -> None:
     if not tagged(cell, files.IGNORED):
         told = ran.text.removeprefix(f"{REPLACED}\n")  # where a section starts the lab
         assert masked(told) == saved(cell), f"{place}:\n{cell.source}"
-
-
-# Exercises.
-
-
-def exercises(cells: list) -> list[list]:
-    """The cells of each exercise: its text, the answer, the judge, and other answers, right and wrong."""
-    starts = [i for i, c in enumerate(cells) if c.cell_type == "markdown" and tagged(c, "exercise")]
-    ends = [*starts[1:], len(cells)]
-    return [cells[a:b] for a, b in zip(starts, ends, strict=True)]
-
-
-def raising(answer: str, name: str) -> str:
-    """An answer of the same shape that raises at once; '' for a plain value."""
-    if re.search(rf"^class {name}\b", answer, re.M):
-        return f"class {name}:\n    def __init__(self, *args, **kwargs):\n        raise RuntimeError('boom')"
-    found = re.search(rf"^(async )?def {name}\(", answer, re.M)
-    if not found:
-        return ""
-    return f"{found[1] or ''}def {name}(*args, **kwargs):\n    raise RuntimeError('boom')"
-
-
-JUDGED = [path for path in files.solutions() if any("await judge(" in c.source for c in read(path))]
-
-
-@pytest.mark.strict
-@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
-def test_judges(path: Path) -> None:
-    cells = read(path)
-    first = next(i for i, c in enumerate(cells) if tagged(c, "exercise"))
-    with kernel(**ENV) as k:
-        for place, cell in code(cells, 0, first):
-            ok(k.run(cell.source), cell, f"{path.stem}[{place}]")
-        for of_one in exercises(cells):
-            judged_again_and_again(k, of_one)
-
-
-def judged_again_and_again(k: Kernel, cells: list) -> None:
-    title = cells[0].source.splitlines()[0]
-    own = [c for c in cells if c.cell_type == "code" and tagged(c, "exercise")]
-    answer = next(c.source for c in own if "# solution: " in c.source)
-    name = re.search(r"# solution: (\w+)", answer)[1]
-    judges = [c for c in own if c.source != answer]
-
-    def verdict(given: str) -> str:
-        told = k.run(given)
-        assert not told.error, f"{title}: {told.error}\n{given}"
-        runs = [k.run(judge.source) for judge in judges]
-        assert not [run.error for run in runs if run.error], f"{title}: {runs}\n{given}"
-        text = "".join(run.text for run in runs)
-        assert "0x" not in text
-        return text
-
-    assert verdict(f"{name} = ...")[0] == "○", f"{title}: the starter"
-    assert [verdict(answer)[0], verdict(answer)[0]] == ["✔", "✔"], f"{title}: twice"
-    for cell in cells:
-        if tagged(cell, "wrong") or tagged(cell, "right"):
-            ok(k.run(cell.source), cell, title)
-            assert saved(cell)[0] == ("✔" if tagged(cell, "right") else "✘")
-    if boom := raising(answer, name):
-        told = verdict(boom)
-        assert told[0] == "✘" and "RuntimeError: boom" in told, f"{title}: {told}"
-    assert verdict(answer)[0] == "✔", f"{title}: after wrong answers: {verdict(answer)}"
 
 
 # Sections.
@@ -114,10 +63,11 @@ def is_begun(cells: list, start: int, end: int) -> bool:
     return any("await lab.begin(" in cell.source for cell in cells[start:end])
 
 
-BEGUN = [p for p in files.lessons() if (cells := read(p)) and is_begun(cells, 0, len(cells))]
+# Later lessons take longer: begun first, all workers end together.
+BEGUN = [p for p in files.lessons()[::-1] if (cells := read(p)) and is_begun(cells, 0, len(cells))]
 
 
-@pytest.mark.strict
+@pytest.mark.again
 @pytest.mark.parametrize("path", BEGUN, ids=lambda path: path.stem)
 def test_sections(path: Path) -> None:
     """Each can be run again from its heading; a drill also after an interrupt, and cell by cell."""
@@ -165,3 +115,68 @@ def on_its_own(ran: Ran, cell: Any, place: int) -> None:
         assert ran.error.startswith("LabError: ") and "heading" in ran.error, f"[{place}]: {ran}"
     else:
         ok(ran, cell, f"[{place}] on its own")
+
+
+# Exercises.
+
+
+def exercises(cells: list) -> list[list]:
+    """The cells of each exercise: its text, the answer, the judge, and other answers, right and wrong."""
+    starts = [i for i, c in enumerate(cells) if c.cell_type == "markdown" and tagged(c, "exercise")]
+    ends = [*starts[1:], len(cells)]
+    return [cells[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def raising(answer: str, name: str) -> str:
+    """An answer of the same shape that raises at once; '' for a plain value."""
+    if re.search(rf"^class {name}\b", answer, re.M):
+        return f"class {name}:\n    def __init__(self, *args, **kwargs):\n        raise RuntimeError('boom')"
+    found = re.search(rf"^(async )?def {name}\(", answer, re.M)
+    if not found:
+        return ""
+    return f"{found[1] or ''}def {name}(*args, **kwargs):\n    raise RuntimeError('boom')"
+
+
+JUDGED = [
+    path for path in files.solutions()[::-1] if any("await judge(" in c.source for c in read(path))
+]
+
+
+@pytest.mark.again
+@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
+def test_judges(path: Path) -> None:
+    cells = read(path)
+    first = next(i for i, c in enumerate(cells) if tagged(c, "exercise"))
+    with kernel(**ENV) as k:
+        for place, cell in code(cells, 0, first):
+            ok(k.run(cell.source), cell, f"{path.stem}[{place}]")
+        for of_one in exercises(cells):
+            judged_again_and_again(k, of_one)
+
+
+def judged_again_and_again(k: Kernel, cells: list) -> None:
+    title = cells[0].source.splitlines()[0]
+    own = [c for c in cells if c.cell_type == "code" and tagged(c, "exercise")]
+    answer = next(c.source for c in own if "# solution: " in c.source)
+    name = re.search(r"# solution: (\w+)", answer)[1]
+    judges = [c for c in own if c.source != answer]
+
+    def verdict(given: str) -> str:
+        told = k.run(given)
+        assert not told.error, f"{title}: {told.error}\n{given}"
+        runs = [k.run(judge.source) for judge in judges]
+        assert not [run.error for run in runs if run.error], f"{title}: {runs}\n{given}"
+        text = "".join(run.text for run in runs)
+        assert "0x" not in text
+        return text
+
+    assert verdict(f"{name} = ...")[0] == "○", f"{title}: the starter"
+    assert [verdict(answer)[0], verdict(answer)[0]] == ["✔", "✔"], f"{title}: twice"
+    for cell in cells:
+        if tagged(cell, "wrong") or tagged(cell, "right"):
+            ok(k.run(cell.source), cell, title)
+            assert saved(cell)[0] == ("✔" if tagged(cell, "right") else "✘")
+    if boom := raising(answer, name):
+        told = verdict(boom)
+        assert told[0] == "✘" and "RuntimeError: boom" in told, f"{title}: {told}"
+    assert verdict(answer)[0] == "✔", f"{title}: after wrong answers: {verdict(answer)}"

@@ -155,6 +155,17 @@ async def test_throughput_counts_calls_and_hides_no_error() -> None:
     assert asyncio.all_tasks() == before, "nobody goes on"
 
 
+async def test_a_stall_counts_against_none_of_those_that_take_turns() -> None:
+    rates, asked = {"slow": [1.0, 2.0, 3.0], "fast": [9.0, 0.1, 8.0]}, []
+
+    async def rate(way: str) -> float:
+        asked.append(way)
+        return rates[way][asked.count(way) - 1]
+
+    assert await measure.by_turns(rate, rates) == {"slow": 3.0, "fast": 9.0}
+    assert asked == ["slow", "fast"] * 3
+
+
 async def test_failed_calls_are_rows_and_are_not_counted_as_done() -> None:
     async def fails_sometimes(number: int) -> None:
         await asyncio.sleep(0.001)

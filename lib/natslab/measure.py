@@ -156,6 +156,20 @@ async def throughput(call: Call, n: int, limit: int = 1) -> float:
     return n / (max(end for _, end in spans) - min(start for start, _ in spans))
 
 
+async def by_turns[Way](
+    rate: Callable[[Way], Awaitable[float]], ways: Iterable[Way], rounds: int = 3
+) -> dict[Way, float]:
+    """The best rate of each way, of `rounds` that were measured by turns.
+
+    So all ways meet the same machine, and a moment in which it does something else counts for none.
+    """
+    best = dict.fromkeys(ways, 0.0)
+    for _ in range(rounds):
+        for way in best:
+            best[way] = max(best[way], await rate(way))
+    return best
+
+
 async def one_by_one(call: Call, n: int) -> pd.DataFrame:
     """Await `call(0)`, then `call(1)` … `call(n - 1)`: what a plain loop does. Columns as `at_rate`."""
     return await in_flight(call, n, 1)
