@@ -46,7 +46,7 @@ def _kept(name: str) -> str:
 
 
 def note(before: dict[str, str], lessons: dict[str, dict]) -> None:
-    """Keep the state of each lesson that was compared and was green; forget it of those that were not.
+    """Keep the state of each lesson that was run whole and was green; forget it of those that were not.
 
     `before` is their state before the runs: what somebody edits meanwhile was not run.
     """
@@ -55,5 +55,5 @@ def note(before: dict[str, str], lessons: dict[str, dict]) -> None:
         rows = [lessons[key] for key in (name, f"solutions/{name}") if key in lessons]
         if any("failed" in row for row in rows):
             (KEPT / name).unlink(missing_ok=True)
-        elif rows and all("strict" in row for row in rows):
+        elif rows and all({"strict", "again"} <= row.keys() for row in rows):
             (KEPT / name).write_text(state)

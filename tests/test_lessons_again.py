@@ -81,7 +81,8 @@ def test_sections(path: Path) -> None:
             if is_begun(cells, start, end):
                 interrupted(k, cells, start, end, seconds)
                 go(k, cells, start, end)
-                for place, cell in code(cells, start, end):
+                # The last one first: in order it would be the section once more.
+                for place, cell in reversed(list(code(cells, start, end))):
                     on_its_own(k.run(cell.source), cell, place)
                 go(k, cells, start, end)
             at = end

@@ -1,5 +1,7 @@
 """The proof itself: a notebook that differs or fails is red, and what is skipped has not changed."""
 
+import contextlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,8 +9,10 @@ import green
 import helpers
 import nbformat
 import pytest
+import run
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+GREEN = {"strict": 1.0, "again": 1.0}
 READY = "lab ready: 3 nodes, JetStream on"
 
 
@@ -78,7 +82,7 @@ def unchanged(course: Path) -> list[str]:
 @pytest.mark.parametrize("file", ["01_a.ipynb", "solutions/01_a.ipynb", "../lib/x.py"])
 def test_a_lesson_is_unchanged_until_what_it_depends_on_changes(course: Path, file: str) -> None:
     assert unchanged(course) == []
-    fine = {"01_a": {"strict": 1.0}, "solutions/01_a": {"strict": 1.0}}
+    fine = {"01_a": dict(GREEN), "solutions/01_a": dict(GREEN)}
     green.note(green.states([course], Path(sys.executable)), fine)
     assert unchanged(course) == ["01_a"]
     (course.parent / file).write_text("two")
@@ -88,16 +92,41 @@ def test_a_lesson_is_unchanged_until_what_it_depends_on_changes(course: Path, fi
 @pytest.mark.parametrize(
     "rows",
     [
-        {"01_a": {"strict": 1.0, "failed": ["strict"]}},
-        {"01_a": {"strict": 1.0}, "solutions/01_a": {"strict": 1.0, "failed": ["strict"]}},
-        {"01_a": {"strict": 1.0, "shared": 1.0, "failed": ["shared"]}},
+        {"01_a": {**GREEN, "failed": ["strict"]}},
+        {"01_a": {**GREEN, "failed": ["again"]}},
+        {"01_a": GREEN, "solutions/01_a": {**GREEN, "failed": ["strict"]}},
+        {"01_a": {**GREEN, "shared": 1.0, "failed": ["shared"]}},
     ],
-    ids=["red", "its solutions are red", "red on a shared cluster"],
+    ids=["red", "red the second time", "its solutions are red", "red on a shared cluster"],
 )
 def test_what_was_red_is_run_again(course: Path, rows: dict) -> None:
     state = green.states([course], Path(sys.executable))
-    green.note(state, {"01_a": {"strict": 1.0}})
+    green.note(state, {"01_a": dict(GREEN)})
+    assert unchanged(course) == ["01_a"]
     green.note(state, rows)
     assert unchanged(course) == []
-    green.note(state, {"01_a": {"shared": 1.0}})  # not compared: nothing is known
+    green.note(state, {"01_a": {"strict": 1.0, "shared": 1.0}})  # not its sections: not enough
     assert unchanged(course) == []
+
+
+@pytest.mark.nightly
+def test_each_test_is_run_by_some_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that no step names is green for ever."""
+    steps: list[tuple[str, ...]] = []
+    suite = run.Suite(Path(sys.executable), verbose=False, unchanged=[])
+    monkeypatch.setattr(suite, "pytest", lambda name, *words, **env: steps.append(words))
+    monkeypatch.setattr(suite, "step", lambda *words, **more: True)
+    monkeypatch.setattr(suite, "run", lambda *words, **env: (0, ""))
+    monkeypatch.setattr(run, "shared_cluster", lambda suite: contextlib.nullcontext({"servers": []}))
+    monkeypatch.setattr(run.shutil, "which", lambda name: name)
+    run.everything(suite, run.written(), all_=True)
+    in_steps = [test for words in steps for test in collected(*words)]
+    assert len(in_steps) > len(steps)
+    assert sorted(in_steps) == sorted(collected("tests")), "each one, and once"
+
+
+def collected(*words: str) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", helpers.ROOT]
+    command += [*words, "-n", "0", "--collect-only", "-q"]
+    told = subprocess.run(command, cwd=helpers.ROOT, stdout=subprocess.PIPE, text=True)
+    return [line for line in told.stdout.splitlines() if "::" in line]
