@@ -113,7 +113,7 @@ def on_its_own(ran: Ran, cell: Any, place: int) -> None:
     """It works, or says at once, in one sentence, from where to run."""
     assert ran.seconds < AT_ONCE or not ran.error, f"[{place}]: {ran}\n{cell.source}"
     if ran.error:
-        assert ran.error.startswith("LabError: ") and "heading" in ran.error, f"[{place}]: {ran}"
+        assert 'the heading "' in ran.text + ran.error, f"[{place}]: {ran}\n{cell.source}"
     else:
         ok(ran, cell, f"[{place}] on its own")
 

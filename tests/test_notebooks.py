@@ -561,6 +561,24 @@ def test_the_table_in_the_readme_is_whole() -> None:
     assert not broken, "a row on two lines ends the table on GitHub"
 
 
+def test_a_cell_that_fails_when_it_is_run_again_names_its_section() -> None:
+    with kernel(NATSLAB_CLUSTER="embedded") as k:
+        for source in (
+            "from natslab import Lab\nlab = await Lab.start()\nleft = [2]",
+            "run = await lab.begin('Break it')",
+            "print(4 / left.pop())",
+        ):
+            assert not k.run(source).error
+        told = 'begin again at the heading "Break it"'
+        again, new = k.run("print(4 / left.pop())"), k.run("left.pop()")
+        assert again.error.startswith("IndexError") and told in again.text
+        assert new.error.startswith("IndexError") and told not in new.text
+        assert not k.run("run = await lab.begin('Break it')").error
+        once_more = k.run("print(4 / left.pop())")
+        assert once_more.error and told not in once_more.text, "not yet run in this run"
+        assert k.run("await lab.close()").error == ""
+
+
 def test_an_error_of_nats_tells_of_a_worker_that_died() -> None:
     """Who asks it sees that nobody answers, and not why."""
     with kernel(NATSLAB_CLUSTER="embedded") as k:

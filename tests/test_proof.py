@@ -117,7 +117,9 @@ def test_each_test_is_run_by_some_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "pytest", lambda name, *words, **env: steps.append(words))
     monkeypatch.setattr(suite, "step", lambda *words, **more: True)
     monkeypatch.setattr(suite, "run", lambda *words, **env: (0, ""))
-    monkeypatch.setattr(run, "shared_cluster", lambda suite: contextlib.nullcontext({"servers": []}))
+    monkeypatch.setattr(
+        run, "shared_cluster", lambda suite: contextlib.nullcontext({"servers": []})
+    )
     monkeypatch.setattr(run.shutil, "which", lambda name: name)
     run.everything(suite, run.written(), all_=True)
     in_steps = [test for words in steps for test in collected(*words)]

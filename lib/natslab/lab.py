@@ -22,7 +22,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
-from natslab import workers
+from natslab import cells, workers
 from natslab.check import until
 from natslab.clusters import compose, keeper, server
 from natslab.clusters.base import Cluster, Event
@@ -43,10 +43,6 @@ KINDS = ("embedded", "compose", "external")
 START_PATIENCE = 60.0  # seconds that one start waits for another
 REPLACED = (
     "the lab before this one is closed, with its connections: run the cells below again, in order"
-)
-INTERRUPTED = (
-    "CancelledError: this cell was interrupted, or it waited for a task that was cancelled: run the "
-    "section again from its heading"
 )
 CLOSED_WITHIN = 2.0  # seconds for a connection that was left open
 ROOM = 64 * 2**20  # bytes of disk without which no cluster starts
@@ -148,7 +144,7 @@ class Lab:
         second start in this kernel waits for the first, and replaces its lab.
         """
         refuse_impossible_here()
-        _explain_errors()
+        cells.explain_errors()
         with suppress(TimeoutError):
             await until(lambda: not cls._starting, START_PATIENCE)
         if cls._starting:
@@ -324,6 +320,7 @@ class Lab:
             await before.end()
         if self.kind != "external":
             await self.cluster.make_whole()
+        cells.runs.begin(heading)
         self._sections[heading] = Section(self, heading)
         return self._sections[heading]
 
@@ -433,30 +430,6 @@ class Lab:
 
     async def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
-
-
-def _explain_errors() -> None:
-    """Where this is a notebook, an interrupted cell says what to do, instead of a stack.
-
-    Below an error of NATS stands what became of the workers: one that died answers nobody.
-    """
-    from IPython.core.getipython import get_ipython
-
-    def show(
-        shell: Any, kind: type[BaseException], error: BaseException, tb: Any, tb_offset: Any = None
-    ) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            shell._showtraceback(kind, error, [INTERRUPTED])
-            return
-        for trouble in workers.troubles():
-            error.add_note(trouble)
-        stack = shell.InteractiveTB.structured_traceback(kind, error, tb, tb_offset=tb_offset)
-        shell._showtraceback(kind, error, stack)
-
-    shell = get_ipython()
-    if shell is not None:
-        explained = (asyncio.CancelledError, nats.errors.Error)
-        shell.set_custom_exc(explained, show)  # type: ignore[no-untyped-call]
 
 
 def _connections_of(lab: Lab) -> list[Client]:

@@ -1,0 +1,69 @@
+"""What a notebook says about a cell that failed, besides its stack: what to do next."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import nats.errors
+
+from natslab import workers
+
+INTERRUPTED = (
+    "CancelledError: this cell was interrupted, or it waited for a task that was cancelled: run the "
+    "section again from its heading"
+)
+
+
+class Runs:
+    """Which cells were run since the section around them was begun."""
+
+    def __init__(self) -> None:
+        self.heading = ""  # of the section that was begun last
+        self.of: dict[str, str] = {}  # source of a cell -> heading of the section
+
+    def begin(self, heading: str) -> None:
+        """A run of a section starts from nothing."""
+        self.of = {cell: other for cell, other in self.of.items() if other != heading}
+        self.heading = heading
+
+    def end_of_cell(self, result: Any) -> None:
+        """Called by IPython: a cell that was run before and now fails has met its own traces."""
+        cell, error = result.info.raw_cell, result.error_in_exec
+        told = "heading" in str(error) or isinstance(error, asyncio.CancelledError)
+        if error is not None and cell in self.of and not told:
+            where = f'begin again at the heading "{self.of[cell]}"'
+            print(f"This cell was run before, and things have changed: {where}.", file=sys.stderr)
+        if self.heading:
+            self.of.setdefault(cell, self.heading)
+
+
+runs = Runs()
+
+
+def explain_errors() -> None:
+    """Where this is a notebook, let failed cells say what to do.
+
+    An interrupted one does so instead of a stack. Below an error of NATS stands what became of the
+    workers: one that died answers nobody. A cell that fails when it is run again names its section.
+    """
+    from IPython.core.getipython import get_ipython
+
+    def show(
+        shell: Any, kind: type[BaseException], error: BaseException, tb: Any, tb_offset: Any = None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            shell._showtraceback(kind, error, [INTERRUPTED])
+            return
+        for trouble in workers.troubles():
+            error.add_note(trouble)
+        stack = shell.InteractiveTB.structured_traceback(kind, error, tb, tb_offset=tb_offset)
+        shell._showtraceback(kind, error, stack)
+
+    shell = get_ipython()
+    if shell is not None:
+        explained = (asyncio.CancelledError, nats.errors.Error)
+        shell.set_custom_exc(explained, show)  # type: ignore[no-untyped-call]
+        if runs.end_of_cell not in shell.events.callbacks["post_run_cell"]:
+            shell.events.register("post_run_cell", runs.end_of_cell)
