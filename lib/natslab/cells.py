@@ -29,7 +29,7 @@ class Runs:
         self.heading = heading
 
     def end_of_cell(self, result: Any) -> None:
-        """Called by IPython: a cell that was run before and now fails has met its own traces."""
+        """Called by IPython: a cell that was run before, and fails now, has met its own traces."""
         cell, error = result.info.raw_cell, result.error_in_exec
         told = "heading" in str(error) or isinstance(error, asyncio.CancelledError)
         if error is not None and cell in self.of and not told:
