@@ -26,6 +26,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # What may point a lesson at a cluster of somebody else.
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATSLAB_CLUSTER", "NATS_SERVER")
+Note = Callable[[str, object], None]  # pytest's record_property
 CELL_SECONDS = 120  # for one cell
 RUN_SECONDS = 400  # for one notebook
 # Without a grammar of international addresses that jsonschema compiles for 1.5 s and no notebook needs.
@@ -92,9 +93,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(NOTEBOOKS).with_suffix(""))
 
 
-def compare(
-    path: Path, kind: str, folder: Path, note: Callable[[str, object], None], **env: str
-) -> None:
+def note_run(note: Note, path: Path, kind: str, seconds: float, **more: object) -> None:
+    """What `run.py` reads of the run of a lesson."""
+    told = {"lesson": name_of(path), "kind": kind, "seconds": seconds, **more}
+    for name, value in told.items():
+        note(name, value)
+
+
+def compare(path: Path, kind: str, folder: Path, note: Note, **env: str) -> None:
     """Run a notebook in a process of its own, in which nbval compares every output with what is saved.
 
     Notes lesson, kind, cells and seconds; the report stays in `folder`. Fails with the claim that
@@ -114,9 +120,7 @@ def compare(
             out, err = run.communicate()
             out += f"\nnot done after {RUN_SECONDS} s"
     cells = len(list(xml.parse(report).iter("testcase"))) if report.exists() else 0
-    told = {"lesson": name_of(path), "kind": kind, "seconds": time.monotonic() - begun}
-    for name, value in {**told, "cells": cells}.items():
-        note(name, value)
+    note_run(note, path, kind, time.monotonic() - begun, cells=cells)
     if run.returncode or not cells:
         why = failures.told(report) if cells else []
         pytest.fail("\n".join(why or [f"{out}{err}"[-4000:]]), pytrace=False)

@@ -8,7 +8,7 @@ one that breaks something is interrupted, run again, and then each of its cells 
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,11 @@ AT_ONCE = 12.0  # seconds in which a cell that cannot work on its own says so
 
 
 @pytest.fixture(autouse=True)
-def noted(path: Path, record_property: Callable[[str, object], None]) -> Iterator[None]:
+def noted(path: Path, record_property: helpers.Note) -> Iterator[None]:
     """A lesson that does not pass here is not green."""
     begun = time.monotonic()
     yield
-    told = {"lesson": helpers.name_of(path), "kind": "again", "seconds": time.monotonic() - begun}
-    for name, value in told.items():
-        record_property(name, value)
+    helpers.note_run(record_property, path, "again", time.monotonic() - begun)
 
 
 def tagged(cell: Any, tag: str) -> bool:

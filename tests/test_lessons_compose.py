@@ -1,7 +1,6 @@
 """Lessons on the compose cluster: the same outputs as on an embedded one, and nothing left there."""
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,13 +12,11 @@ from natslab.authoring import files
 # Each with drills that take nodes away from the other.
 PAIRS = [(15, 3), (5, 9), (12, 1), (2, 10), (0, 13)]
 
-Note = Callable[[str, object], None]
-
 
 @pytest.mark.compose
 @pytest.mark.parametrize("path", files.lessons(), ids=helpers.name_of)
 def test_strictly_on_compose(
-    compose: None, path: Path, tmp_path: Path, record_property: Note
+    compose: None, path: Path, tmp_path: Path, record_property: helpers.Note
 ) -> None:
     helpers.compare(path, "compose", tmp_path, record_property, NATSLAB_CLUSTER="compose")
     assert asyncio.run(streams()) == []

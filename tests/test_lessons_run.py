@@ -6,7 +6,7 @@ hold. The runs on compose are in `test_lessons_compose`.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import helpers
@@ -21,12 +21,10 @@ NOTEBOOKS = [*LESSONS, *files.solutions()]
 WORKSHOP_SECONDS = 180
 TURNS = 3  # every day another third of the lessons is run on the shared cluster
 
-Note = Callable[[str, object], None]
-
 
 @pytest.mark.strict
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=helpers.name_of)
-def test_strictly(path: Path, tmp_path: Path, record_property: Note) -> None:
+def test_strictly(path: Path, tmp_path: Path, record_property: helpers.Note) -> None:
     helpers.compare(path, "strict", tmp_path, record_property, NATSLAB_CLUSTER="embedded")
 
 
@@ -36,23 +34,22 @@ def test_strictly(path: Path, tmp_path: Path, record_property: Note) -> None:
     [pytest.param(p, marks=pytest.mark.turn(i % TURNS, TURNS)) for i, p in enumerate(LESSONS)],
     ids=helpers.name_of,
 )
-def test_on_a_shared_cluster(path: Path, servers: str, record_property: Note) -> None:
+def test_on_a_shared_cluster(path: Path, servers: str, record_property: helpers.Note) -> None:
     run(path, "shared", servers, record_property)
 
 
 @pytest.mark.workshop
 @pytest.mark.parametrize("path", LESSONS, ids=helpers.name_of)
-def test_at_the_workshop_scale(path: Path, servers: str, record_property: Note) -> None:
+def test_at_the_workshop_scale(path: Path, servers: str, record_property: helpers.Note) -> None:
     assert run(path, "workshop", servers, record_property) < WORKSHOP_SECONDS
 
 
-def run(path: Path, kind: str, servers: str, note: Note) -> float:
+def run(path: Path, kind: str, servers: str, note: helpers.Note) -> float:
     """Run a lesson through papermill; how many seconds it took. The executed copy is kept."""
     copy = CACHE / "executed" / f"{path.stem}-{kind}.ipynb"
     with helpers.environment(NATS_URL=servers, NATSLAB_PATIENCE=helpers.PATIENCE):
         done = run_lesson(path, "workshop" if kind == "workshop" else "", copy)
-    for name, value in {"lesson": path.stem, "kind": kind, "seconds": done.seconds}.items():
-        note(name, value)
+    helpers.note_run(note, path, kind, done.seconds)
     if done.error:
         pytest.fail(f"{done.error}\n(the run: {copy.relative_to(helpers.ROOT)})", pytrace=False)
     return done.seconds

@@ -573,9 +573,15 @@ def test_a_cell_that_fails_when_it_is_run_again_names_its_section() -> None:
         again, new = k.run("print(4 / left.pop())"), k.run("left.pop()")
         assert again.error.startswith("IndexError") and told in again.text
         assert new.error.startswith("IndexError") and told not in new.text
+        assert told not in k.run("left.pop()").text, "it never worked: the mistake is in the cell"
         assert not k.run("run = await lab.begin('Break it')").error
         once_more = k.run("print(4 / left.pop())")
         assert once_more.error and told not in once_more.text, "not yet run in this run"
+        start = "lab = await Lab.start(nodes=size)"
+        assert not k.run("size = 3").error and not k.run(start).error and not k.run(start).error
+        k.run("size = 99")
+        new_lab = k.run(start)
+        assert new_lab.error.startswith("LabError") and told not in new_lab.text
         assert k.run("await lab.close()").error == ""
 
 

@@ -17,9 +17,13 @@ INTERRUPTED = (
 
 
 class Runs:
-    """Which cells were run since the section around them was begun."""
+    """Which cells have worked since the section around them was begun."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """A new lab: no section is begun."""
         self.heading = ""  # of the section that was begun last
         self.of: dict[str, str] = {}  # source of a cell -> heading of the section
 
@@ -29,21 +33,21 @@ class Runs:
         self.heading = heading
 
     def end_of_cell(self, result: Any) -> None:
-        """Called by IPython: a cell that was run before, and fails now, has met its own traces."""
+        """Called by IPython: a cell that has worked, and fails now, has met its own traces."""
         cell, error = result.info.raw_cell, result.error_in_exec
         told = "heading" in str(error) or isinstance(error, asyncio.CancelledError)
-        if error is not None and cell in self.of and not told:
+        if error is None and self.heading:
+            self.of.setdefault(cell, self.heading)
+        elif error is not None and cell in self.of and not told:
             where = f'begin again at the heading "{self.of[cell]}"'
             print(f"This cell was run before, and things have changed: {where}.", file=sys.stderr)
-        if self.heading:
-            self.of.setdefault(cell, self.heading)
 
 
 runs = Runs()
 
 
 def explain_errors() -> None:
-    """Where this is a notebook, let failed cells say what to do.
+    """Where this is a notebook, let failed cells say what to do, from the start of a lab on.
 
     An interrupted one does so instead of a stack. Below an error of NATS stands what became of the
     workers: one that died answers nobody. A cell that fails when it is run again names its section.
@@ -61,6 +65,7 @@ def explain_errors() -> None:
         stack = shell.InteractiveTB.structured_traceback(kind, error, tb, tb_offset=tb_offset)
         shell._showtraceback(kind, error, stack)
 
+    runs.clear()
     shell = get_ipython()
     if shell is not None:
         explained = (asyncio.CancelledError, nats.errors.Error)
