@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,8 +68,9 @@ async def line_is_in_the_file(nc: Client) -> bool:
     await nc.publish("logs.case.info", word.encode())
     for _ in range(30):
         await asyncio.sleep(0.01)
-        if any(word in file.read_text() for file in files_of_sink("logs.txt*")):
-            return True
+        with suppress(FileNotFoundError):  # it was renamed between the look and the reading
+            if any(word in file.read_text() for file in files_of_sink("logs.txt*")):
+                return True
     return False
 
 

@@ -7,16 +7,18 @@ import asyncio
 import json
 import linecache
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import helpers
 import nats
 import nats.errors
 import psutil
 import pytest
+from nats.js.api import PubAck
 from natslab import Lab, until
 from natslab.authoring import files
 from natslab.clusters import server
@@ -269,6 +271,43 @@ async def test_retry(
         with pytest.raises(nats.errors.Error):
             await retry(nc, once, nats.errors.NoRespondersError, TimeoutError)
         assert len(calls) == 1, "what can never succeed comes out at once"
+
+
+def taught(lesson: int, name: str) -> Callable[..., Awaitable[PubAck]]:
+    """A coroutine function as a lesson writes it."""
+    cells = [c.source for c in files.read(files.by_number(lesson)).cells if c.cell_type == "code"]
+    imports = next(cell.partition("\n\nlab = ")[0] for cell in cells if cell.startswith("import "))
+    (written,) = (cell for cell in cells if f"async def {name}(" in cell)
+    names: dict[str, Any] = {}
+    exec(f"{imports}\n{written}", names)  # noqa: S102
+    return names[name]
+
+
+@pytest.mark.parametrize(("lesson", "name"), [(2, "post"), (15, "publish")])
+async def test_a_copy_that_meets_the_first_one_is_tried_again(
+    lesson: int, name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first one waits for its quorum, the stream refuses the second: error 10158."""
+    monkeypatch.syspath_prepend(helpers.NOTEBOOKS)
+    clients = [await nats.connect(**{**lab.options, "servers": s}) for s in lab.options["servers"]]
+    await clients[0].jetstream().add_stream(name="LINES", subjects=["lines"], num_replicas=3)
+    leader = await lab.leader_of("LINES")
+    (nc,) = (client for client in clients if lab.node_of(client) == leader)
+    sender = nc if lesson == 15 else nc.jetstream()
+    heard: list[bytes] = []
+
+    async def spy(msg: nats.aio.msg.Msg) -> None:
+        heard.append(msg.data)
+
+    await nc.subscribe("_INBOX.>", cb=spy)
+    others = [await lab.pause(node) for node in lab.nodes if node != leader]
+    posting = asyncio.create_task(taught(lesson, name)(sender, "lines", b"tea?", "line-1"))
+    await until(lambda: any(b"10158" in data for data in heard), 10, "the refusal")
+    for paused in others:
+        await lab.resume(paused.node)
+    assert (await posting).seq == 1
+    for client in clients:
+        await client.close()
 
 
 def test_lesson_03_shows_the_whole_file() -> None:
