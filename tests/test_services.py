@@ -162,6 +162,27 @@ async def thawed(lab: Lab, node: str, seconds: float) -> None:
     await lab.resume(node)
 
 
+async def test_a_clerk_that_gets_no_answer_says_nothing_and_asks_again(
+    lab: Lab, nc: nats.NATS
+) -> None:
+    """Its silent bucket is no error of the lookup: who asks gets the list when it is back."""
+    (clerk,) = (case for case in CASES if case.worker == "clerk")
+    bucket = await nc.jetstream().create_key_value(bucket="SERVICES_silent", direct=True)
+    await bucket.put("serviceA.a1", b"here")
+    leader = await lab.leader_of("KV_SERVICES_silent")
+    others = [node.url for name, node in lab.cluster.nodes.items() if name != leader]
+    asker = await nats.connect(**{**lab.options, "servers": others})
+    case = replace(clerk, args=("silent",), good=("silent.lookup.serviceA", b""), prepare=None)
+    async with at_work(case, lab, asker, servers=others):
+        await lab.pause(leader)
+        silent = [asker.request(*case.good, timeout=0.8) for _ in range(5)]
+        told = await asyncio.gather(*silent, return_exceptions=True)
+        await lab.resume(leader)
+        assert all(isinstance(answer, TimeoutError) for answer in told), told
+        await until(lambda: works(case, asker), SECONDS, "the list")
+    await asker.close()
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.consumer], ids=str)
 async def test_it_does_not_spin_without_its_consumer(case: Case, lab: Lab, nc: nats.NATS) -> None:
     async with at_work(case, lab, nc) as worker:
