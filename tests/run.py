@@ -69,7 +69,7 @@ class Suite:
         """A child with the environment's programs first on PATH, ended with us."""
         path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
         env = {k: v for k, v in up.CLEAN.items() if k not in CLUSTER_VARIABLES}
-        env.update(PATH=path, **more.pop("env", {}))
+        env.update(PATH=path, NATSLAB_RUN=str(os.getpid()), **more.pop("env", {}))
         # A session of its own: Ctrl-C reaches only us, and we end the children in good order.
         child = subprocess.Popen(
             [str(word) for word in command], cwd=ROOT, env=env, start_new_session=True, **more
@@ -313,6 +313,20 @@ def load(suite: Suite, processes: int):
             suite.children.discard(child)
 
 
+@contextlib.contextmanager
+def stalls(suite: Suite, wanted: bool):
+    """Beside a process that stops some of the others for a moment, again and again."""
+    if not wanted:
+        yield
+        return
+    stalling = suite.start([suite.python, "tests/stalls.py", os.getpid()], stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        stalling.communicate(timeout=30)  # closes its standard input, and it ends
+        suite.children.discard(stalling)
+
+
 def margins(suite: Suite, lessons: list[Path]) -> None:
     """The room that the claims of these lessons have, the tightest first."""
     file = RESULTS / "margins.jsonl"
@@ -376,6 +390,7 @@ def command_line() -> argparse.Namespace:
     add("--all", action="store_true", help="also at the workshop scale, and all on compose")
     add("--margins", action="store_true", help="how much room the claims of the lessons have")
     add("--load", type=int, default=0, metavar="N", help="beside N processes that only spin")
+    add("--stalls", action="store_true", help="some processes stand still, 0.4 s at a time")
     add("-k", metavar="EXPR", default="", help="only unit tests whose names match")
     add("--repeat", type=int, metavar="N", help="with --lesson: compare it N times, nothing else")
     add("--setup-only", action="store_true", help="make the environment and end")
@@ -417,7 +432,7 @@ def main() -> int:
     for number in STOPS:
         signal.signal(number, suite.stop)
     beside = args.load or (4 if args.margins else 0)  # on a quiet machine every claim has room
-    with load(suite, beside):
+    with load(suite, beside), stalls(suite, args.stalls):
         asked(suite, args, lessons)
     if suite.stopping:
         print("stopped; nothing of the tests runs on", file=sys.stderr)

@@ -1,13 +1,16 @@
 """The proof itself: a notebook that differs or fails is red, and what is skipped has not changed."""
 
 import contextlib
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import green
 import helpers
 import nbformat
+import psutil
 import pytest
 import run
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -131,3 +134,28 @@ def collected(*words: str) -> list[str]:
     command += [*words, "-n", "0", "--collect-only", "-q"]
     told = subprocess.run(command, cwd=helpers.ROOT, stdout=subprocess.PIPE, text=True)
     return [line for line in told.stdout.splitlines() if "::" in line]
+
+
+def test_what_was_stalled_runs_on() -> None:
+    """Some of a run stand still for a moment, the tests and those of others never."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ours, others = (
+        psutil.Popen(sleeper, env={**os.environ, "NATSLAB_RUN": mark}) for mark in ("1a", "1b")
+    )
+    stalling = subprocess.Popen(
+        [sys.executable, "tests/stalls.py", "1a"], cwd=helpers.ROOT, stdin=subprocess.PIPE
+    )
+    try:
+        stood = set()
+        end = time.monotonic() + 20
+        while ours.pid not in stood and time.monotonic() < end:
+            stood |= {p.pid for p in (ours, others) if p.status() == psutil.STATUS_STOPPED}
+            time.sleep(0.02)
+        assert stood == {ours.pid}
+        stalling.communicate(timeout=10)
+        assert stalling.returncode == 0
+        assert ours.status() != psutil.STATUS_STOPPED
+    finally:
+        for process in (ours, others, stalling):
+            process.kill()
+            process.wait()
