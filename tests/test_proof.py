@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import green
@@ -13,6 +14,7 @@ import nbformat
 import psutil
 import pytest
 import run
+import stalls
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 GREEN = {"strict": 1.0, "again": 1.0}
@@ -159,3 +161,19 @@ def test_what_was_stalled_runs_on() -> None:
         for process in (ours, others, stalling):
             process.kill()
             process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of pending signals")
+def test_what_a_lesson_freezes_during_a_stall_stays_frozen() -> None:
+    sleeper = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with ThreadPoolExecutor() as pool:
+            stalled = pool.submit(stalls.stall, [sleeper], 0.5)
+            while sleeper.status() != psutil.STATUS_STOPPED and not stalled.done():
+                time.sleep(0.01)
+            sleeper.suspend()
+            stalled.result()
+        assert sleeper.status() == psutil.STATUS_STOPPED
+    finally:
+        sleeper.kill()
+        sleeper.wait()
