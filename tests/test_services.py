@@ -256,9 +256,10 @@ async def test_a_task_that_fails_ends_the_service(worker: Worker, nc: nats.NATS)
 
 async def test_what_is_not_done_in_time_is_cancelled(worker: Worker, nc: nats.NATS) -> None:
     inbox = nc.new_inbox()
+    answers = await nc.subscribe(inbox)
     for _ in range(20):
         await nc.publish("served", b"stuck", reply=inbox)
-    await nc.flush()
+    await answers.next_msg(timeout=SECONDS)  # so they have come, through whichever server
     worker.process.terminate()
     assert await ended(worker) == 1, "20 times half a second is more than one second"
 
