@@ -27,7 +27,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # What may point a lesson at a cluster of somebody else.
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATSLAB_CLUSTER", "NATS_SERVER")
 Note = Callable[[str, object], None]  # pytest's record_property
-CELL_SECONDS = 120  # for one cell
+CELL_SECONDS = 240  # for one cell: what it waits for has given up by then, and says its name
 RUN_SECONDS = 400  # for one notebook
 # Without a grammar of international addresses that jsonschema compiles for 1.5 s and no notebook needs.
 LEAN = "import sys; sys.modules['rfc3987_syntax'] = None"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import helpers
 import nats
 import pytest
+from nats.js.errors import NotFoundError
 from natslab import Lab, LabError, settled, until
 from natslab.clusters import base, ports, server
 from natslab.clusters.base import Event
@@ -177,6 +178,26 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
         await other.close()
     await nc.close()
     assert lab.node_of(nc) is None
+
+
+async def test_a_stream_is_deleted_though_requests_are_not_answered(lab: Lab) -> None:
+    nc = await nats.connect(**lab.options)
+    js = nc.jetstream()
+    await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+    frozen = [node for node in lab.nodes if node != lab.node_of(nc)]
+    for node in frozen:
+        await lab.pause(node)
+    deleting = asyncio.create_task(lab.delete_stream("S", timeout=60))
+    with pytest.raises(TimeoutError, match="S is not deleted after 1 s"):  # there is no quorum
+        await lab.delete_stream("S", timeout=1)
+    assert not deleting.done()
+    for node in frozen:
+        await lab.resume(node)
+    await deleting
+    with pytest.raises(NotFoundError):
+        await js.stream_info("S")
+    await lab.delete_stream("S")  # it is not there: all is well
+    await nc.close()
 
 
 async def test_nobody_leads_a_stream_that_is_not_there(lab: Lab) -> None:

@@ -572,7 +572,7 @@ async def test_a_proof_is_removed_though_a_request_is_not_answered() -> None:
                 raise answer
             return answer
 
-    await ready._delete(Busy(), "S", 3)
+    await ready.delete(Busy(), "S", 3)
     assert not answers
 
 

@@ -23,8 +23,8 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from natslab import cells, workers
-from natslab.check import until
-from natslab.clusters import compose, keeper, server
+from natslab.check import patience, until
+from natslab.clusters import compose, keeper, ready, server
 from natslab.clusters.base import Cluster, Event
 from natslab.clusters.connect import connected
 from natslab.clusters.embedded import ONE_CLUSTER, Embedded
@@ -298,6 +298,19 @@ class Lab:
     async def wait_until_healthy(self, timeout: float = 30.0) -> None:
         """Wait until every node is healthy. Raises LabError when one is not in time."""
         await self._live.wait_until_healthy(timeout)
+
+    async def delete_stream(self, stream: str, timeout: float = 30.0) -> None:
+        """Delete a stream that this lesson made, and ask again until it is gone.
+
+        For one whose replicas would hold up the next restart. Raises TimeoutError when it is still
+        there after `timeout` seconds, and LabError when no node answers.
+        """
+        self._require_open()
+        try:
+            async with asyncio.timeout(timeout * patience()), connected(self._options) as nc:
+                await ready.delete(nc.jetstream(timeout=1), stream, looks=1)
+        except TimeoutError:
+            raise TimeoutError(f"the stream {stream} is not deleted after {timeout:g} s") from None
 
     def spawn(
         self, coroutine: Callable[..., Coroutine[Any, Any, Any]], name: str, *args: Any

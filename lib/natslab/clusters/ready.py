@@ -91,15 +91,15 @@ async def _remove_probes(options: dict[str, Any], own: str, looks: int) -> None:
     with suppress(LabError, TimeoutError, nats.errors.Error):
         async with asyncio.timeout(4.0), connected(options, 1.0) as nc:
             js = nc.jetstream(timeout=0.5)
-            await _delete(js, own, looks)
+            await delete(js, own, looks)
             answer = await nc.request("$JS.API.STREAM.NAMES", b'{"subject": "natslab.probe.*"}')
             for name in json.loads(answer.data).get("streams") or []:
                 made = int(name.removeprefix(PROBE).split("_")[0])
                 if time.time() - made > 2 * START_DEADLINE:
-                    await _delete(js, name, 1)  # or somebody was faster
+                    await delete(js, name, 1)  # or somebody was faster
 
 
-async def _delete(js: JetStreamContext, name: str, looks: int) -> None:
+async def delete(js: JetStreamContext, name: str, looks: int) -> None:
     """Delete a stream until it was not there in `looks` looks, 0.2 s apart.
 
     A request to delete a stream that is just being made may never be answered, and one to make it
