@@ -226,7 +226,7 @@ def share(what: str, cost: float, real: float) -> float:
 @pytest.mark.parametrize("limit", [1, 100])
 async def test_in_flight_is_as_fast_as_a_bare_loop(lab: Lab, limit: int) -> None:
     nc = await nats.connect(**lab.options)
-    answerer = await nats.connect(**lab.options)
+    answerer = await nats.connect(**lab.same_server(nc))  # another one would learn of it later
 
     async def answer(msg: nats.aio.msg.Msg) -> None:
         await msg.respond(b"")
