@@ -64,4 +64,5 @@ def main(mark: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with suppress(KeyboardInterrupt):  # run.py was interrupted; what stood runs again
+        main(sys.argv[1])
