@@ -16,9 +16,9 @@ from typing import Any
 import nats
 import nats.errors
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError
 
 from natslab.check import patience, until
+from natslab.clusters import ready
 from natslab.clusters.connect import connected
 from natslab.errors import LabError
 from natslab.lab import Lab
@@ -175,11 +175,10 @@ class Trial:
         if not streams:
             return
         try:
-            async with connected(self.lab.options) as nc:
-                js = nc.jetstream(timeout=5)
+            async with asyncio.timeout(10), connected(self.lab.options) as nc:
+                js = nc.jetstream(timeout=2)
                 for stream in {info.config.name for info in await js.streams_info()} & {*streams}:
-                    with suppress(NotFoundError):
-                        await js.delete_stream(str(stream))
+                    await ready.delete(js, str(stream), looks=1)
         except (TimeoutError, nats.errors.Error, LabError):
             return  # its next start deletes them; the verdict is what counts here
 

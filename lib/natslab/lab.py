@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError
 
 from natslab import cells, workers
 from natslab.check import patience, until
@@ -416,12 +415,11 @@ class Lab:
         if self.kind == "embedded":
             return  # a private store: nothing from before, nothing for later
         try:
-            async with connected(self._options) as nc:
-                js = nc.jetstream(timeout=5)
+            async with asyncio.timeout(15 * patience()), connected(self._options) as nc:
+                js = nc.jetstream(timeout=2)
                 for info in await js.streams_info():
                     if info.config.description == self.mark and info.config.name:
-                        with suppress(NotFoundError):  # somebody was faster
-                            await js.delete_stream(info.config.name)
+                        await ready.delete(js, info.config.name, looks=1)
         except (TimeoutError, nats.errors.Error) as error:
             raise LabError(
                 f"The streams of this lesson could not be deleted ({error or 'timeout'}); its next "
