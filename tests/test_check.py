@@ -6,6 +6,7 @@ import time
 import nats
 import pytest
 from nats.errors import NoRespondersError
+from nats.js.errors import ServiceUnavailableError
 from natslab import CheckFailed, Lab, LabError, check, expect, settled, until
 from natslab.clusters.base import Event
 
@@ -155,13 +156,26 @@ async def test_until_keeps_its_deadline() -> None:
         await until(hangs, timeout=0.1, what="the answer")
     assert time.monotonic() - began < 1
 
-    async def times_out() -> bool:
-        raise TimeoutError("my own")
-
-    with pytest.raises(TimeoutError, match="my own"):
-        await until(times_out)
     with pytest.raises(TypeError, match="it was not called"):
         await until(lambda: asyncio.Event().is_set)
+
+
+async def test_until_asks_again_when_a_request_is_not_answered() -> None:
+    told = [nats.errors.TimeoutError(), NoRespondersError(), ServiceUnavailableError()]
+
+    async def asks() -> bool:
+        if told:
+            raise told.pop(0)
+        return True
+
+    await until(asks, timeout=1)
+    assert not told
+
+    async def never_answered() -> bool:
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match=r"for a star\n  the last look: TimeoutError: mine$"):
+        await until(never_answered, timeout=0.1, what="a star")
 
 
 async def test_until_looks_once_more_after_a_loop_that_stood_still() -> None:
