@@ -180,6 +180,36 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     assert lab.node_of(nc) is None
 
 
+async def test_a_node_is_back_when_the_leader_counts_it_in(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured beside three lessons: a leader that had just started refused a stream, "peer offline"."""
+    (leader,) = [node["name"] for node in await lab.view() if node["meta_leader"]]
+    first, second = (node for node in lab.nodes if node != leader)
+    await lab.stop(second)
+    ask = server.ask
+
+    async def offline() -> set[str]:
+        told = await ask(f"{lab.cluster.nodes[leader].monitor}/jsz", 1.0)
+        return {peer["name"] for peer in told["meta_cluster"]["replicas"] if peer.get("offline")}
+
+    await until(offline, 15, "the leader to miss it")
+    assert await offline() == {second}
+    assert await lab.cluster.is_back(first)  # one that is dead keeps nobody waiting
+    await lab.restart(second)
+    assert not await offline()
+
+    async def not_heard_of_it_yet(url: str, timeout: float) -> dict | None:
+        told = await ask(url, timeout)
+        for peer in (told or {}).get("meta_cluster", {}).get("replicas") or []:
+            peer["offline"] = peer["name"] == second
+        return told
+
+    monkeypatch.setattr(server, "ask", not_heard_of_it_yet)
+    assert await lab.cluster.is_healthy(second)
+    assert not await lab.cluster.is_back(second)
+
+
 async def test_a_stream_is_deleted_though_requests_are_not_answered(lab: Lab) -> None:
     nc = await nats.connect(**lab.options)
     js = nc.jetstream()

@@ -126,8 +126,8 @@ async def until(
 ) -> None:
     """Wait until `condition()` is true; `condition` may be a coroutine function.
 
-    A request in it that nobody answers counts as false: right after a node came back one in a
-    hundred to JetStream was not answered (measured, on a busy machine), and the next one was.
+    A request in it that is not answered counts as false: right after a node came back one in a
+    hundred to JetStream was not (measured, on a busy machine), and the next one was.
 
     Raises TimeoutError that names `what` when it is still false, or still under way, after `timeout`
     seconds (times $NATSLAB_PATIENCE), and tells what became of workers that have failed meanwhile.
@@ -139,7 +139,7 @@ async def until(
         try:
             value = condition()
             holds = _truth(await value if inspect.isawaitable(value) else value)
-        except (TimeoutError, NoRespondersError, ServiceUnavailableError) as error:
+        except (TimeoutError, ServiceUnavailableError) as error:
             unanswered = f"the last look: {type(error).__name__}: {error}"
             return False
         unanswered = ""
@@ -186,7 +186,10 @@ async def settled(nc: Client, *subjects: str, consumers: Iterable[str] = ()) -> 
 
 
 async def _answered(ask: Callable[[], Awaitable[Any]]) -> bool:
-    await ask()
+    try:
+        await ask()
+    except NoRespondersError:
+        return False
     return True
 
 

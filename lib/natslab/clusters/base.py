@@ -110,7 +110,7 @@ class Cluster(ABC):
         """Start the node again (stop it first if it runs) and wait until it has caught up."""
         if not await self.is_down(node):
             await self.stop(node)
-        return await self._do("restart", node, self._launch(node), self.is_healthy)
+        return await self._do("restart", node, self._launch(node), self.is_back)
 
     async def cut(self, node: str) -> Event:
         """Take the node off the network: it runs, and nobody can reach it."""
@@ -125,7 +125,7 @@ class Cluster(ABC):
         end = time.monotonic() + timeout  # for all of them
         for node in self.nodes:
             left = max(0.1, end - time.monotonic())
-            await self._seen("healthy", node, self.is_healthy, left)
+            await self._seen("healthy", node, self.is_back, left)
 
     async def make_whole(self, timeout: float = 30.0) -> None:
         """Bring back what a drill has left frozen or dead, and wait until every node is healthy."""
@@ -158,6 +158,24 @@ class Cluster(ABC):
     async def is_healthy(self, node: str) -> bool:
         """`/healthz` is ok: the node sees a meta leader and its streams have caught up."""
         return await server.ask(f"{self.nodes[node].monitor}/healthz", 1.0) is not None
+
+    async def is_back(self, node: str) -> bool:
+        """It is healthy, and who leads the cluster counts all healthy nodes in.
+
+        A leader that has just started itself may not have heard of the others yet, though they are
+        healthy and elected it: it refuses a new stream then, for want of peers.
+        """
+        if not await self.is_healthy(node):
+            return False
+        asked = (server.ask(f"{node.monitor}/jsz", 1.0) for node in self.nodes.values())
+        told = [(js or {}).get("meta_cluster", {}) for js in await asyncio.gather(*asked)]
+        offline = {
+            peer["name"]
+            for meta in told
+            for peer in meta.get("replicas") or []
+            if peer.get("offline")
+        }
+        return not offline or offline.isdisjoint({*self.nodes} - {*await self.unhealthy()})
 
     async def unhealthy(self) -> list[str]:
         """The names of the nodes whose `/healthz` is not ok."""

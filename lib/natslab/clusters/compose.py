@@ -83,7 +83,7 @@ class Compose(Cluster):
 
     async def heal(self, node: str) -> Event:
         """`docker network connect`, with the alias under which the other nodes look for it."""
-        return await self._do("heal", node, self._connect(node), self.is_healthy)
+        return await self._do("heal", node, self._connect(node), self.is_back)
 
     async def pause(self, node: str) -> Event:
         """Freeze the container."""
