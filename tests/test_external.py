@@ -17,6 +17,7 @@ import nats.errors
 import psutil
 import pytest
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from natslab import Lab, LabError, until
 from natslab.auth import Key, account_jwt, certificates, creds, operator_jwt, user_jwt
@@ -585,6 +586,34 @@ async def test_a_proof_is_removed_though_a_request_is_not_answered() -> None:
 
     await ready.delete(Busy(), "S", 3)
     assert not told
+
+
+async def test_streams_are_deleted_though_the_list_is_not_answered_at_once(
+    three: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured: beside another lesson on one cluster the list took longer than two seconds."""
+    options, lists, asked = (
+        {"servers": [node.url for node in three]},
+        JetStreamContext.streams_info,
+        [],
+    )
+
+    async def late(self: JetStreamContext) -> list:
+        asked.append(self)
+        if len(asked) == 1:
+            raise nats.errors.TimeoutError
+        return await lists(self)
+
+    async with connected(options) as nc:
+        js = nc.jetstream()
+        for name, whose in {"MINE": "me", "THEIRS": "them"}.items():
+            await js.add_stream(name=name, subjects=[name], description=whose)
+        with monkeypatch.context() as patched:
+            patched.setattr(JetStreamContext, "streams_info", late)
+            await ready.delete_those(options, lambda config: config.description == "me", 15)
+        assert [info.config.name for info in await js.streams_info()] == ["THEIRS"]
+        assert len(asked) == 2
+        await js.delete_stream("THEIRS")
 
 
 async def test_a_close_that_is_cancelled_goes_on_to_its_end(

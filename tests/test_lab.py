@@ -217,7 +217,7 @@ async def test_close_goes_on_when_a_step_fails(
 
     async def lists(self: JetStreamContext) -> list:
         steps.append("delete")
-        raise nats.errors.TimeoutError
+        raise nats.errors.ConnectionClosedError
 
     monkeypatch.setattr(External, "mend", fails)
     monkeypatch.setattr(External, "close", ends)
@@ -226,7 +226,7 @@ async def test_close_goes_on_when_a_step_fails(
     assert steps == ["mend", "delete", "close"]
     assert capsys.readouterr().out.splitlines() == [
         "lab closed, but: The nodes stay down.",
-        "lab closed, but: The streams of this lesson could not be deleted (nats: timeout); "
+        "lab closed, but: The streams of this lesson could not be deleted (nats: connection closed); "
         "its next start on this cluster deletes them.",
     ]
     assert helpers.nothing_left(cache)

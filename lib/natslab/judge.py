@@ -19,7 +19,6 @@ from nats.aio.client import Client
 
 from natslab.check import patience, until
 from natslab.clusters import ready
-from natslab.clusters.connect import connected
 from natslab.errors import LabError
 from natslab.lab import Lab
 
@@ -166,19 +165,16 @@ class Trial:
 
     async def _delete_streams(self) -> None:
         # The three kinds of streams that a name without dots can belong to.
-        streams = [
+        streams = {
             f"{kind}{name}"
             for name in self._names
             if "." not in name
             for kind in ("", "KV_", "OBJ_")
-        ]
+        }
         if not streams:
             return
         try:
-            async with asyncio.timeout(10), connected(self.lab.options) as nc:
-                js = nc.jetstream(timeout=2)
-                for stream in {info.config.name for info in await js.streams_info()} & {*streams}:
-                    await ready.delete(js, str(stream), looks=1)
+            await ready.delete_those(self.lab.options, lambda c: c.name in streams, timeout=10)
         except (TimeoutError, nats.errors.Error, LabError):
             return  # its next start deletes them; the verdict is what counts here
 

@@ -415,11 +415,9 @@ class Lab:
         if self.kind == "embedded":
             return  # a private store: nothing from before, nothing for later
         try:
-            async with asyncio.timeout(15 * patience()), connected(self._options) as nc:
-                js = nc.jetstream(timeout=2)
-                for info in await js.streams_info():
-                    if info.config.description == self.mark and info.config.name:
-                        await ready.delete(js, info.config.name, looks=1)
+            await ready.delete_those(
+                self._options, lambda config: config.description == self.mark, 15 * patience()
+            )
         except (TimeoutError, nats.errors.Error) as error:
             raise LabError(
                 f"The streams of this lesson could not be deleted ({error or 'timeout'}); its next "

@@ -120,6 +120,26 @@ async def delete(js: JetStreamContext, name: str, looks: int) -> None:
         await asyncio.sleep(0.2)
 
 
+async def delete_those(
+    options: dict[str, Any], unwanted: Callable[[api.StreamConfig], bool], timeout: float
+) -> None:
+    """Delete each stream with an `unwanted(config)`; asks again for what is not answered.
+
+    Raises TimeoutError when they are still there after `timeout` seconds, and LabError when no node
+    answers.
+    """
+    async with asyncio.timeout(timeout), connected(options) as nc:
+        while True:
+            # The server itself waits four seconds for a stream that does not tell of itself.
+            with suppress(nats.errors.TimeoutError, ServiceUnavailableError):
+                infos = await nc.jetstream(timeout=5).streams_info()
+                break
+            await asyncio.sleep(0.2)
+        for config in (info.config for info in infos):
+            if config.name and unwanted(config):
+                await delete(nc.jetstream(timeout=1), config.name, looks=1)
+
+
 async def _hear_each_other(options: dict[str, Any], servers: list[str], timeout: float) -> None:
     """Wait until messages flow from each of these servers to each."""
     subject, heard = f"natslab.ready.{random.getrandbits(48):x}", set()
