@@ -180,6 +180,22 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     assert lab.node_of(nc) is None
 
 
+async def test_settled_outlives_the_death_of_the_server(lab: Lab) -> None:
+    nc = await nats.connect(**lab.options)
+    node = lab.node_of(nc)
+    assert node is not None
+    await lab.pause(node)
+    settling = asyncio.create_task(
+        settled(nc)
+    )  # its flush is on its way to a server that is frozen
+    await until(lambda: nc._pongs, what="the flush to be under way")
+    await lab.kill(node)
+    await settling
+    assert lab.node_of(nc) not in (node, None)
+    await lab.restart(node)
+    await nc.close()
+
+
 async def test_a_node_is_back_when_the_leader_counts_it_in(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
