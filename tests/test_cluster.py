@@ -185,9 +185,7 @@ async def test_settled_outlives_the_death_of_the_server(lab: Lab) -> None:
     node = lab.node_of(nc)
     assert node is not None
     await lab.pause(node)
-    settling = asyncio.create_task(
-        settled(nc)
-    )  # its flush is on its way to a server that is frozen
+    settling = asyncio.create_task(settled(nc))  # its flush goes to a server that is frozen
     await until(lambda: nc._pongs, what="the flush to be under way")
     await lab.kill(node)
     await settling

@@ -592,11 +592,8 @@ async def test_streams_are_deleted_though_the_list_is_not_answered_at_once(
     three: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Measured: beside another lesson on one cluster the list took longer than two seconds."""
-    options, lists, asked = (
-        {"servers": [node.url for node in three]},
-        JetStreamContext.streams_info,
-        [],
-    )
+    options = {"servers": [node.url for node in three]}
+    lists, asked = JetStreamContext.streams_info, []
 
     async def late(self: JetStreamContext) -> list:
         asked.append(self)

@@ -121,7 +121,7 @@ class Cluster(ABC):
         raise LabError("A network cut needs containers: python3 infra/up.py --compose")
 
     async def wait_until_healthy(self, timeout: float = 30.0) -> None:
-        """Wait until every node reports `/healthz` ok: quorum, and its own streams caught up."""
+        """Wait until every node is back: quorum, its own streams caught up, and counted in."""
         end = time.monotonic() + timeout  # for all of them
         for node in self.nodes:
             left = max(0.1, end - time.monotonic())
@@ -167,7 +167,7 @@ class Cluster(ABC):
         """
         if not await self.is_healthy(node):
             return False
-        asked = (server.ask(f"{node.monitor}/jsz", 1.0) for node in self.nodes.values())
+        asked = (server.ask(f"{each.monitor}/jsz", 1.0) for each in self.nodes.values())
         told = [(js or {}).get("meta_cluster", {}) for js in await asyncio.gather(*asked)]
         offline = {
             peer["name"]
