@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import helpers
+import kernel
 import nats
 import pytest
 from natslab import Lab, LabError, until
@@ -29,6 +30,52 @@ async def main():
     sys.stdin.read()
 
 asyncio.run(main())
+"""
+
+TAKES_TURNS = """
+import asyncio
+from natslab.clusters import turns
+
+turns.PATIENCE = 1.5
+mine = turns.Turns()
+mine.each_cell()
+"""
+
+DRILLS = """
+import asyncio, sys
+from natslab import Lab
+
+async def main():
+    lab = await Lab.start(lesson=99, kind="compose", quiet=True)
+    await lab.cluster.turns.drill()
+    print("held", flush=True)
+    await asyncio.sleep(1)  # the cell waits by now
+    await lab.kill(sys.argv[1])
+    await lab.restart(sys.argv[1])
+    assert not lab.cluster.turns.drilling
+    print("over", flush=True)
+    await lab.close(quiet=True)
+
+asyncio.run(main())
+"""
+
+BEGUN = """
+import nats
+from natslab import Lab, settled
+
+lab = await Lab.start(lesson=98, quiet=True)
+nc = await nats.connect(**lab.options)
+answerer = await nats.connect(**lab.other_server(nc))
+
+async def answer(msg):
+    await msg.respond(b"answered")
+
+async def ask():
+    return (await nc.request("what", timeout=3)).data.decode()
+
+await answerer.subscribe("what", cb=answer)
+await settled(answerer, "what")
+print(lab.node_of(nc))
 """
 
 
@@ -172,7 +219,7 @@ async def test_only_marked_streams_are_deleted(compose: None, cache: Path) -> No
 
 def test_a_drill_waits_for_running_cells_and_cells_for_a_drill(cache: Path) -> None:
     sharing, drilling = (
-        TURN.format(take="turns.before_cell()"),
+        TURN.format(take="turns.share_blocking()"),
         TURN.format(take="await turns.drill()"),
     )
     with helpers.python("-c", sharing, TMPDIR=str(cache)) as cell:
@@ -199,10 +246,39 @@ def test_two_checkouts_share_one_lock(cache: Path, tmp_path_factory) -> None:
             assert second.stdout.readline() == "held\n"
 
 
+def test_a_cell_that_waited_for_a_drill_is_on_a_living_server(compose: None, cache: Path) -> None:
+    with kernel.kernel(NATSLAB_CLUSTER="compose") as reader:
+        begun = reader.run(BEGUN)
+        assert begun.text.startswith("n"), begun.shown
+        with helpers.python("-c", DRILLS, begun.text.strip()) as drill:
+            assert drill.stdout.readline() == "held\n"
+            asked = reader.run("print(await ask())")
+            assert drill.stdout.readline() == "over\n"
+        assert asked.text == "answered\n", asked.shown
+        assert asked.seconds > 1, "it did not wait"
+        reader.run("await lab.close()")
+
+
+@pytest.mark.parametrize("cell", ["print('ran')", "await asyncio.sleep(0); print('ran')"])
+def test_a_cell_that_gets_no_turn_is_not_run(cache: Path, cell: str) -> None:
+    drilling = TURN.format(take="await turns.drill()")
+    with kernel.kernel(TMPDIR=str(cache)) as reader:
+        reader.run(TAKES_TURNS)
+        with helpers.python("-c", drilling, TMPDIR=str(cache)) as drill:
+            assert drill.stdout.readline() == "held\n"
+            late = reader.run(cell)
+            assert (late.text, late.error[:29]) == ("", "LabError: Another lesson has ")
+            assert 1.5 < late.seconds < 5
+            stopped = reader.run(cell, interrupt_after=0.3)
+            assert (stopped.text, stopped.seconds < 1.4) == ("", True)
+            assert stopped.error.partition(":")[0] in ("KeyboardInterrupt", "CancelledError")
+        assert reader.run(cell).text == "ran\n"
+
+
 async def test_a_drill_that_is_cancelled_takes_no_lock(own_lock: Path) -> None:
     cell, drill, other = Turns(), Turns(), Turns()
-    cell.before_cell()
-    drill.before_cell()
+    cell.share_blocking()
+    drill.share_blocking()
     waiting = asyncio.create_task(drill.drill())
     await asyncio.sleep(0.1)
     waiting.cancel()
@@ -211,7 +287,7 @@ async def test_a_drill_that_is_cancelled_takes_no_lock(own_lock: Path) -> None:
     cell.end()
     await asyncio.sleep(0.2)
     assert not drill.drilling
-    other.before_cell()  # the cancelled one shares again
+    other.share_blocking()  # the cancelled one shares again
     assert not other._took(fcntl.LOCK_EX), "the cell of the cancelled drill still runs"
     drill.after_cell()
     await other.drill()
@@ -234,9 +310,9 @@ def test_a_lesson_that_holds_on_too_long_is_named(own_lock: Path, monkeypatch) -
     first, second = Turns(), Turns()
     asyncio.run(first.drill())
     with pytest.raises(LabError, match="restart or close its kernel"):
-        second.before_cell()
+        second.share_blocking()
     with pytest.raises(LabError, match="restart or close its kernel"):
         asyncio.run(second.drill())
     first.end()
-    second.before_cell()
+    second.share_blocking()
     second.end()

@@ -47,13 +47,13 @@ class Compose(Cluster):
             raise LabError("The compose cluster is not up: run `natslab up`.")
         self = cls(nodes=NODES, options={"servers": [node.url for node in NODES.values()]})
         try:
-            await asyncio.to_thread(self.turns.before_cell)
+            await self.turns.share()
             await self._start_missing()
             await self.prove_ready(timeout=20.0)  # an election takes up to 10 s
         except BaseException:
             self.turns.end()
             raise
-        self._each_cell("register")
+        self.turns.each_cell()
         return self
 
     async def mend(self) -> None:
@@ -72,7 +72,6 @@ class Compose(Cluster):
 
     async def close(self) -> None:
         """Leave the cluster to the others."""
-        self._each_cell("unregister")
         self.turns.end()
 
     async def cut(self, node: str) -> Event:
@@ -124,15 +123,6 @@ class Compose(Cluster):
 
     def _how_to_mend(self) -> str:
         return "Start the missing nodes with `natslab up` and run this cell again."
-
-    def _each_cell(self, verb: str) -> None:
-        """Take a turn for each cell, when this is a notebook."""
-        from IPython.core.getipython import get_ipython
-
-        shell = get_ipython()
-        if shell is not None:
-            getattr(shell.events, verb)("pre_run_cell", self.turns.before_cell)
-            getattr(shell.events, verb)("post_run_cell", self.turns.after_cell)
 
 
 def container(node: str) -> str:

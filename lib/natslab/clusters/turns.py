@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import stat
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -30,6 +32,7 @@ class Turns:
     def __init__(self) -> None:
         self._file: IO[str] = lock_file().open("r+")  # over NFS an exclusive lock needs to write
         self.drilling = False
+        self._shell: Any = None  # of IPython, when this is a notebook
 
     async def drill(self) -> None:
         """Wait for the running cells of other lessons, and keep them from starting new ones."""
@@ -51,14 +54,50 @@ class Turns:
         self.drilling = False
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
-    def before_cell(self, *_: Any) -> None:
+    async def share(self) -> None:
         """Wait until no other lesson is drilling."""
-        if self.drilling:
-            return
         end = time.monotonic() + PATIENCE
-        while not self._took(fcntl.LOCK_SH):
+        while not self._shares():
+            _require_patience(end)
+            await asyncio.sleep(PAUSE)
+
+    def share_blocking(self) -> None:
+        """The same where nothing can be awaited."""
+        end = time.monotonic() + PATIENCE
+        while not self._shares():
             _require_patience(end)
             time.sleep(PAUSE)
+
+    def each_cell(self) -> None:
+        """From now on each cell of this notebook waits for its turn; one that gets none is not run.
+
+        A cell with an `await` waits in the event loop: meanwhile its connections learn of the server
+        that the other lesson killed, and what the cell then asks does not go down with it.
+        """
+        from IPython.core.getipython import get_ipython
+
+        shell: Any = get_ipython()
+        self._shell = shell
+        if shell is None:
+            return
+        run = shell.run_cell_async
+
+        @functools.wraps(run)
+        async def in_turn(cell: str, **how: Any) -> Any:
+            read = {key: how.get(key) for key in ("transformed_cell", "preprocessing_exc_tuple")}
+            try:
+                if how.get("silent"):
+                    pass  # not a cell: a front end asks for something
+                elif shell.should_run_async(cell, **read):
+                    await self.share()
+                else:
+                    self.share_blocking()
+            except (LabError, asyncio.CancelledError, KeyboardInterrupt):
+                how["preprocessing_exc_tuple"] = sys.exc_info()  # shown in place of running it
+            return await run(cell, **how)
+
+        shell.run_cell_async = in_turn
+        shell.events.register("post_run_cell", self.after_cell)
 
     def after_cell(self, *_: Any) -> None:
         """Between cells a lesson holds nobody up, unless it left the cluster broken."""
@@ -67,7 +106,13 @@ class Turns:
 
     def end(self) -> None:
         """Give the lock back for good."""
+        if self._shell is not None:
+            del self._shell.run_cell_async
+            self._shell.events.unregister("post_run_cell", self.after_cell)
         self._file.close()
+
+    def _shares(self) -> bool:
+        return self.drilling or self._took(fcntl.LOCK_SH)
 
     def _took(self, how: int) -> bool:
         try:
