@@ -14,7 +14,7 @@ import pytest
 from natslab import Lab, LabError, until
 from natslab.clusters import compose_cli
 from natslab.clusters.compose import container, docker
-from natslab.clusters.turns import Turns, lock_file
+from natslab.clusters.turns import STOPPED, Turns, lock_file
 
 pytestmark = pytest.mark.containers
 seldom = partial(pytest.param, marks=pytest.mark.nightly)
@@ -34,8 +34,11 @@ asyncio.run(main())
 
 TAKES_TURNS = """
 import asyncio
+from natslab import cells
 from natslab.clusters import turns
 
+cells.explain_errors()
+cells.runs.begin("Break it")
 turns.PATIENCE = 1.5
 mine = turns.Turns()
 mine.each_cell()
@@ -271,8 +274,12 @@ def test_a_cell_that_gets_no_turn_is_not_run(cache: Path, cell: str) -> None:
             assert 1.5 < late.seconds < 5
             stopped = reader.run(cell, interrupt_after=0.3)
             assert (stopped.text, stopped.seconds < 1.4) == ("", True)
-            assert stopped.error.partition(":")[0] in ("KeyboardInterrupt", "CancelledError")
+            assert stopped.error == f"LabError: {STOPPED}"
+            assert stopped.shown == stopped.error, "more than the sentence"
+            reader.run("missing")
         assert reader.run(cell).text == "ran\n"
+        failed = reader.run("missing")
+        assert (failed.text, failed.error[:9]) == ("", "NameError"), "it was not run before"
 
 
 async def test_a_drill_that_is_cancelled_takes_no_lock(own_lock: Path) -> None:

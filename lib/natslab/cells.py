@@ -34,6 +34,8 @@ class Runs:
 
     def end_of_cell(self, result: Any) -> None:
         """Called by IPython: a cell that has worked, and fails now, has met its own traces."""
+        if result.error_before_exec is not None:
+            return  # it was not run
         cell, error = result.info.raw_cell, result.error_in_exec
         told = "heading" in str(error) or isinstance(error, asyncio.CancelledError)
         if error is None and self.heading:

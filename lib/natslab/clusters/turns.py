@@ -18,6 +18,7 @@ from natslab.errors import LabError
 
 PATIENCE = 90.0  # seconds a cell waits for the drill of another lesson
 PAUSE = 0.02  # between two looks at the lock
+STOPPED = "Stopped while another lesson was breaking nodes, so this cell has not run: run it again."
 
 
 class Turns:
@@ -92,8 +93,10 @@ class Turns:
                     await self.share()
                 else:
                     self.share_blocking()
-            except (LabError, asyncio.CancelledError, KeyboardInterrupt):
+            except LabError:
                 how["preprocessing_exc_tuple"] = sys.exc_info()  # shown in place of running it
+            except (asyncio.CancelledError, KeyboardInterrupt):
+                how["preprocessing_exc_tuple"] = LabError, LabError(STOPPED), None
             return await run(cell, **how)
 
         shell.run_cell_async = in_turn
