@@ -227,7 +227,7 @@ async def test_a_node_is_back_when_the_leader_counts_it_in(
 async def test_a_stream_is_deleted_though_requests_are_not_answered(lab: Lab) -> None:
     nc = await nats.connect(**lab.options)
     js = nc.jetstream()
-    await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+    await js.add_stream(name="S", subjects=["s"], num_replicas=3, description=lab.mark)
     # The one that is left leads the cluster: it tells a second request that there is no such stream.
     (leader,) = [node["name"] for node in await lab.view() if node["meta_leader"]]
     frozen = [node for node in lab.nodes if node != leader]
@@ -243,6 +243,19 @@ async def test_a_stream_is_deleted_though_requests_are_not_answered(lab: Lab) ->
     with pytest.raises(NotFoundError):
         await js.stream_info("S")
     await lab.delete_stream("S")  # it is not there: all is well
+    await nc.close()
+
+
+async def test_a_stream_that_somebody_else_made_is_not_deleted(lab: Lab) -> None:
+    """Lessons have names that people use: ORDERS, PAYMENTS, LOGS."""
+    nc = await nats.connect(**lab.options)
+    js = nc.jetstream()
+    for described in (None, "orders of the shop"):
+        await js.add_stream(name="THEIRS", subjects=["theirs"], description=described)
+        with pytest.raises(LabError, match="THEIRS on this cluster is not of this lesson"):
+            await lab.delete_stream("THEIRS")
+        assert (await js.stream_info("THEIRS")).config.description == described
+        await js.delete_stream("THEIRS")
     await nc.close()
 
 

@@ -301,13 +301,16 @@ class Lab:
     async def delete_stream(self, stream: str, timeout: float = 30.0) -> None:
         """Delete a stream that this lesson made, and ask again until it is gone.
 
-        For one whose replicas would hold up the next restart. Raises TimeoutError when it is still
-        there after `timeout` seconds, and LabError when no node answers.
+        For one whose replicas would hold up the next restart, or that is made anew. Raises
+        TimeoutError when it is still there after `timeout` seconds, LabError when no node answers
+        or when it has another description than `mark`: then somebody else made it.
         """
         self._require_open()
         try:
             async with asyncio.timeout(timeout * patience()), connected(self._options) as nc:
-                await ready.delete(nc.jetstream(timeout=1), stream, looks=1)
+                js = nc.jetstream(timeout=1)
+                await ready.refuse_unmarked(js, stream, self.mark)
+                await ready.delete(js, stream, looks=1)
         except TimeoutError:
             raise TimeoutError(f"the stream {stream} is not deleted after {timeout:g} s") from None
 

@@ -120,6 +120,26 @@ async def delete(js: JetStreamContext, name: str, looks: int) -> None:
         await asyncio.sleep(0.2)
 
 
+async def refuse_unmarked(js: JetStreamContext, name: str, mark: str) -> None:
+    """Raise LabError when there is a stream of this name whose description is not `mark`.
+
+    Asks until it is told: a stream without a leader does not answer.
+    """
+    while True:
+        with suppress(TimeoutError, ServiceUnavailableError):
+            try:
+                described = (await js.stream_info(name)).config.description
+            except NotFoundError:
+                return
+            if described == mark:
+                return
+            raise LabError(
+                f"The stream {name} on this cluster is not of this lesson, which leaves it as it is. "
+                "Use another cluster or account, or none: without NATS_URL the lesson starts its own."
+            )
+        await asyncio.sleep(0.2)
+
+
 async def delete_those(
     options: dict[str, Any], unwanted: Callable[[api.StreamConfig], bool], timeout: float
 ) -> None:
