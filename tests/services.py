@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -196,12 +196,12 @@ async def no_order_is_left(nc: Client) -> bool:
     js, name = nc.jetstream(), secrets.token_hex(4)
     order = {"order": name, "items": {"lamp": 2}, "currency": "EUR", "amount": 4990}
     await js.publish(f"order.{name}", json.dumps(order).encode())
-    db = sqlite3.connect(Lab.here().folder / "orders.db")
-    for _ in range(60):
-        done = db.execute("SELECT * FROM shipped WHERE name = ?", (name,)).fetchone()
-        if done and not (await js.stream_info("ORDERS")).state.messages:
-            return True
-        await asyncio.sleep(0.05)
+    with closing(sqlite3.connect(Lab.here().folder / "orders.db")) as db:
+        for _ in range(60):
+            done = db.execute("SELECT * FROM shipped WHERE name = ?", (name,)).fetchone()
+            if done and not (await js.stream_info("ORDERS")).state.messages:
+                return True
+            await asyncio.sleep(0.05)
     return False
 
 
