@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -174,6 +174,37 @@ async def no_job_is_left(nc: Client, subject: str) -> bool:
     return False
 
 
+async def queue_of_orders(js: JetStreamContext) -> None:
+    """The streams of lesson 19, its module dead_letters.py, and the tables of its ledger."""
+    cells = [cell.source for cell in files.read(files.by_number(19)).cells]
+    module = "\n\n".join(source for source in cells if source.startswith("# dead_letters.py"))
+    (Lab.here().folder / "dead_letters.py").write_text(module, encoding="utf-8")
+    db = sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)
+    db.execute("CREATE TABLE IF NOT EXISTS life (subject, what, delivery, worker)")
+    db.execute("CREATE TABLE IF NOT EXISTS shipped (name PRIMARY KEY, cents)")
+    db.execute("CREATE TABLE IF NOT EXISTS halts (subject)")
+    db.close()
+    policy, mark = RetentionPolicy.WORK_QUEUE, "natslab test"
+    await js.add_stream(name="ORDERS_DLQ", subjects=["dlq.ORDERS.*"], description=mark)
+    await js.add_stream(name="ORDERS", subjects=["order.*"], retention=policy, description=mark)
+    await js.add_consumer("ORDERS", ConsumerConfig(durable_name="shipping", ack_wait=1.0))
+    await settled(js._nc, "dlq.ORDERS.0", "order.o-0", consumers=["ORDERS.shipping"])
+
+
+async def no_order_is_left(nc: Client) -> bool:
+    """A fresh one is shipped, and all before it are shipped or dead letters."""
+    js, name = nc.jetstream(), secrets.token_hex(4)
+    order = {"order": name, "items": {"lamp": 2}, "currency": "EUR", "amount": 4990}
+    await js.publish(f"order.{name}", json.dumps(order).encode())
+    with closing(sqlite3.connect(Lab.here().folder / "orders.db")) as db:
+        for _ in range(60):
+            done = db.execute("SELECT * FROM shipped WHERE name = ?", (name,)).fetchone()
+            if done and not (await js.stream_info("ORDERS")).state.messages:
+                return True
+            await asyncio.sleep(0.05)
+    return False
+
+
 async def bucket_of_services(js: JetStreamContext) -> None:
     await js.create_key_value(bucket="SERVICES_r", direct=True, description="natslab test")
 
@@ -322,5 +353,12 @@ CASES = [
         prepare=queue_of_jobs,
         works=partial(no_job_is_left, subject="jobs.charge"),
         consumer=("JOBS", "charge"),
+    ),
+    Case(
+        *(19, "shipper", ("w0", "shipping", "{folder}/orders.db", 1)),
+        poison=("order.bad",),
+        prepare=queue_of_orders,
+        works=no_order_is_left,
+        consumer=("ORDERS", "shipping"),
     ),
 ]
