@@ -145,6 +145,43 @@ async def write_rpc(js: JetStreamContext) -> None:
     await js.create_key_value(bucket="RECEIPTS", description="natslab test")
 
 
+async def stream_of_logs(js: JetStreamContext) -> None:
+    """The stream LOGS, the consumer of lesson 14's sink, and its table."""
+    with sqlite3.connect(Lab.here().folder / "log.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS log (seq INTEGER PRIMARY KEY, line)")
+    db.close()
+    await js.add_stream(name="LOGS", subjects=["log.*.*"], description="natslab test")
+    await js.add_consumer("LOGS", ConsumerConfig(durable_name="case", ack_wait=1.0))
+    await settled(js._nc, "log.case.info", consumers=["LOGS.case"])
+
+
+async def row_is_in_the_table(nc: Client) -> bool:
+    """A fresh record is there once, all before it are, and all are acknowledged."""
+    js, word = nc.jetstream(), secrets.token_hex(8)
+    seq = (await js.publish("log.case.info", word.encode())).seq
+    for _ in range(40):
+        info = await js.consumer_info("LOGS", "case")
+        if info.ack_floor.stream_seq >= seq:
+            db = sqlite3.connect(Lab.here().folder / "log.db")
+            rows = db.execute("SELECT seq FROM log WHERE line = ?", (word,)).fetchall()
+            (count,) = db.execute("SELECT count(*) FROM log").fetchone()
+            db.close()
+            return bool(rows == [(seq,)] and count == seq)
+        await asyncio.sleep(0.05)
+    return False
+
+
+async def word_is_written(nc: Client, subject: str, file: str) -> bool:
+    word = secrets.token_hex(8)
+    await nc.publish(subject, word.encode())
+    for _ in range(30):
+        await asyncio.sleep(0.01)
+        with suppress(FileNotFoundError):  # it has not begun
+            if word in (Lab.here().folder / file).read_text():
+                return True
+    return False
+
+
 async def queue_of_jobs(js: JetStreamContext) -> None:
     """The stream JOBS, a consumer for each worker of lesson 15, and the tables of their ledger."""
     db = sqlite3.connect(Lab.here().folder / "ledger.db", isolation_level=None)
@@ -339,6 +376,18 @@ CASES = [
     Case(
         *(13, "worker", ("d", "requests", 1), ("requests.to.d",)),
         ("requests.to.d", b"0"),
+    ),
+    Case(
+        *(14, "sink", ("case", "{folder}/log.db", ["write", "ack"])),
+        poison=("log.case.info",),
+        prepare=stream_of_logs,
+        works=row_is_in_the_table,
+        consumer=("LOGS", "case"),
+    ),
+    Case(
+        *(14, "file_sink", ("{folder}/file.log",)),
+        poison=("log.case.info",),
+        works=partial(word_is_written, subject="log.case.info", file="file.log"),
     ),
     Case(
         *(15, "charger", ("ack_last", "{folder}/ledger.db", [CHARGE, "ack"])),
