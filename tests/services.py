@@ -211,6 +211,37 @@ async def no_job_is_left(nc: Client, subject: str) -> bool:
     return False
 
 
+async def activity(js: JetStreamContext) -> None:
+    """The stream of lesson 18, a consumer for one partition, and the reader's table."""
+    db = sqlite3.connect(Lab.here().folder / "activity.db", isolation_level=None)
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS done (i INTEGER PRIMARY KEY, seq UNIQUE, customer, reader)"
+    )
+    db.close()
+    await js.add_stream(name="CASE_18", subjects=["by.*.*.*"], description="natslab test")
+    config = ConsumerConfig(durable_name="p0", filter_subject="by.0.>", max_ack_pending=1)
+    await js.add_consumer("CASE_18", config)
+    await settled(js._nc, consumers=["CASE_18.p0"])
+
+
+async def event_is_processed(nc: Client) -> bool:
+    """A fresh one, and all before it: their rows are there, each once."""
+    seq = (await nc.jetstream().publish("by.0.c-7.click", b"{}")).seq
+    db = sqlite3.connect(Lab.here().folder / "activity.db")
+    try:
+        for _ in range(40):
+            (rows,) = db.execute("SELECT count(*) FROM done WHERE seq <= ?", (seq,)).fetchone()
+            if rows == seq:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+    finally:
+        db.close()
+
+
+ACTIVITY = {"stream": "CASE_18", "consumers": ["p0"], "batch": 1, "work": {}}
+
+
 async def queue_of_orders(js: JetStreamContext) -> None:
     """The streams of lesson 19, its module dead_letters.py, and the tables of its ledger."""
     cells = [cell.source for cell in files.read(files.by_number(19)).cells]
@@ -402,6 +433,13 @@ CASES = [
         prepare=queue_of_jobs,
         works=partial(no_job_is_left, subject="jobs.charge"),
         consumer=("JOBS", "charge"),
+    ),
+    Case(
+        *(18, "reader", ("r0", "{folder}/activity.db", ACTIVITY)),
+        poison=("by.0.c-7.click", "by.0.c-7.odd"),
+        prepare=activity,
+        works=event_is_processed,
+        consumer=("CASE_18", "p0"),
     ),
     Case(
         *(19, "shipper", ("w0", "shipping", "{folder}/orders.db", 1)),

@@ -39,6 +39,7 @@ VIEW = [
 HEARD = pd.DataFrame([[True, False], [True, True]], index=["a.*", "a.>"], columns=["a.b", "a.b.c"])
 FAULTS = [(0.3, "n1 killed"), (0.6, "n1 back")]
 TIMES = {"published": [0.1, 0.2, 0.9], "received": [0.2], "lost": []}
+SHARES = pd.DataFrame([[0, 9, 1], [400, 0, 2]], ["c-1", "c-7"], ["Mon", "Tue", "Wed"])
 GROUPS = pd.DataFrame({"group": [25, 24], "dispatcher": [31, 5.0]}, ["w1", "slow"])
 
 CHARTS: dict[str, Callable[[], object]] = {
@@ -63,6 +64,7 @@ CHARTS: dict[str, Callable[[], object]] = {
     "calls": lambda: charts.calls(CALLS, "Title", faults=FAULTS),
     "bars": lambda: charts.bars({"one": 1000.4, "many": 123456}, "Title", "per second"),
     "bars (in groups)": lambda: charts.bars(GROUPS, "Title", "%"),
+    "heat": lambda: charts.heat(SHARES, "Title", "events"),
     "latencies": lambda: charts.latencies({"one": [1, 2, 3], "many": range(1, 2000)}, "Title"),
     "matches": lambda: charts.matches(HEARD, "Title"),
     "topology": lambda: charts.topology(VIEW, "Title"),
@@ -120,6 +122,7 @@ def test_the_data_that_was_drawn_is_returned(shown: list[Image]) -> None:
     assert CHARTS["calls"]().equals(CALLS)
     assert CHARTS["bars"]().to_dict() == {"one": 1000.4, "many": 123456}
     assert CHARTS["bars (in groups)"]().equals(GROUPS)
+    assert CHARTS["heat"]().equals(SHARES)
     latencies = CHARTS["latencies"]()
     assert latencies.series.value_counts().to_dict() == {"one": 3, "many": 1999}
     assert CHARTS["matches"]().equals(HEARD)
@@ -128,6 +131,25 @@ def test_the_data_that_was_drawn_is_returned(shown: list[Image]) -> None:
 
 def test_lanes_in_a_given_order_leave_the_others_out(shown: list[Image]) -> None:
     assert charts.lanes(EVENTS, "Title", order=["bob"]).who.tolist() == ["bob", "bob"]
+
+
+def test_a_heat_map_names_at_most_twelve_rows_and_columns(
+    shown: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k)
+    )
+    charts.heat(pd.DataFrame([range(28)] * 12), "Title", "events")
+    axes = figures[0].axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [str(i) for i in range(12)]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [str(i) for i in range(0, 28, 3)]
+    top, first = axes.get_ylim()[1], axes.get_yticks()[0]
+    assert top < first, "the first row is on top"
+    charts.heat(pd.DataFrame([[1, 2, 3]], columns=["Mon", "Mon", "Tue"]), "Title", "events")
+    named = figures[1].axes[0]
+    assert list(named.get_xticks()) == [1.0, 2.5], "in the middle of neighbours of one name"
 
 
 def test_series_that_can_be_read_only_once(shown: list[Image]) -> None:
@@ -147,8 +169,10 @@ def test_series_that_can_be_read_only_once(shown: list[Image]) -> None:
         lambda: charts.intervals(BUSY[:0], "Title"),
         lambda: charts.calls(CALLS[:0], "Title"),
         lambda: charts.bars({"none": 0}, "Title", "per second"),
+        lambda: charts.heat(SHARES[:0], "Title", "events"),
+        lambda: charts.heat(SHARES * 0, "Title", "events"),
     ],
-    ids=["lines", "totals", "lanes", "intervals", "calls", "bars"],
+    ids=["lines", "totals", "lanes", "intervals", "calls", "bars", "heat", "heat of zeros"],
 )
 def test_nothing_to_draw_is_an_empty_chart(draw: Callable[[], object], shown: list[Image]) -> None:
     draw()
@@ -190,12 +214,13 @@ TWO = {DOLLARS: WORDS, "$KV.A_$B": WORDS + 1}
         lambda: charts.calls(CALLS.assign(error="$KV.A_$B"), DOLLARS, faults=[(0, "$A_$B")]),
         lambda: charts.bars({DOLLARS: 1, "$KV.A_$B": 2}, DOLLARS, "$A_$B"),
         lambda: charts.bars(pd.DataFrame({"$A_$B": [1], "$C_$D": [2]}, ["$E_$F"]), DOLLARS, "a"),
+        lambda: charts.heat(SHARES.set_axis(["$A_$B", "$C_$D"]), DOLLARS, "$E_$F"),
         lambda: charts.latencies({"$KV.A_$B": [1, 2], DOLLARS: [3, 4]}, DOLLARS),
         lambda: charts.matches(HEARD.set_axis(["$A_$B", "$KV.>"]), DOLLARS),
         lambda: charts.topology([{**VIEW[0], "leads": ["$KV.A_$B", "$A"]}], DOLLARS),
     ],
-    ids=["lines", "totals", "lanes", "intervals", "calls", "bars", "groups", "latencies"]
-    + ["matches", "topology"],
+    ids=["lines", "totals", "lanes", "intervals", "calls", "bars", "groups", "heat"]
+    + ["latencies", "matches", "topology"],
 )
 def test_dollars_are_drawn_as_written(
     draw: Callable[[], object], shown: list[Image], monkeypatch: pytest.MonkeyPatch

@@ -1,14 +1,16 @@
-"""Charts of amounts: bars, and latency by percentile."""
+"""Charts of amounts: bars, a heat map, and latency by percentile."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 import matplotlib as mpl
 import pandas as pd
 
-from natslab.charts.style import canvas, label_ends, role, show
+from natslab.charts.style import BLUE, STYLE, canvas, label_ends, role, show
 
+MOST_NAMES = 12  # at the rows of a heat map, and below its columns
 TICKS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
@@ -44,6 +46,42 @@ def bars(
         axes.legend(frameon=False)
     show(figure, title)
     return data
+
+
+def heat(table: pd.DataFrame, title: str, unit: str) -> pd.DataFrame:
+    """A heat map: a row and a column of the table for each of its own, darker where there is more.
+
+    The scale is that of the square root, so small amounts beside a large one are seen; nothing is
+    white. Neighbours of one name have it once, in their middle; of more than twelve names every
+    second, third … is written. Returns the table.
+    """
+    figure, axes = canvas(title, "", "")
+    axes.grid(visible=False)
+    shades = mpl.colors.LinearSegmentedColormap.from_list("amount", ["white", BLUE, "#001a2b"])
+    most = max(1.0, float(table.to_numpy().max(initial=0)))
+    drawn = axes.pcolormesh(
+        table.to_numpy(dtype=float),
+        cmap=shades,
+        norm=mpl.colors.PowerNorm(0.5, 0, most),
+        edgecolors="white",
+        linewidth=0.5,
+    )
+    axes.invert_yaxis()  # the first row on top
+    axes.tick_params(length=0)
+    for names, ticks in ((table.index, axes.set_yticks), (table.columns, axes.set_xticks)):
+        spots, start = [], 0
+        for name, same in itertools.groupby(map(str, names)):
+            end = start + len(list(same))
+            spots.append(((start + end) / 2, name))
+            start = end
+        shown = spots[:: -(-len(spots) // MOST_NAMES) or 1]
+        ticks([at for at, _ in shown], [name for _, name in shown])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    with mpl.rc_context(STYLE):
+        figure.colorbar(drawn, label=unit, pad=0.01)
+    show(figure, title)
+    return table
 
 
 def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame:
