@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -196,15 +196,15 @@ async def timers_and_their_orders(js: JetStreamContext) -> None:
 
 async def early_order_is_mailed(nc: Client) -> bool:
     """Its timer comes too early, after some for orders that nobody knows, and is set anew."""
-    db = sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)
     name = f"o-{secrets.token_hex(4)}"
-    db.execute("INSERT INTO orders VALUES (?, ?, FALSE)", (name, time.time() + 0.3))
-    for order in ({"order": ["o-1"]}, {"order": None}, {"order": "o-none"}, {"order": name}):
-        await nc.publish("notifications.email", json.dumps(order).encode())
-    for _ in range(60):
-        if db.execute("SELECT * FROM mails WHERE name = ?", (name,)).fetchone():
-            return True
-        await asyncio.sleep(0.05)
+    with closing(sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)) as db:
+        db.execute("INSERT INTO orders VALUES (?, ?, FALSE)", (name, time.time() + 0.3))
+        for order in (["o-1"], None, "o-none", name):
+            await nc.publish("notifications.email", json.dumps({"order": order}).encode())
+        for _ in range(60):
+            if db.execute("SELECT * FROM mails WHERE name = ?", (name,)).fetchone():
+                return True
+            await asyncio.sleep(0.05)
     return False
 
 

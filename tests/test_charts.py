@@ -64,7 +64,9 @@ CHARTS: dict[str, Callable[[], object]] = {
     "bars": lambda: charts.bars({"one": 1000.4, "many": 123456}, "Title", "per second"),
     "bars (in groups)": lambda: charts.bars(GROUPS, "Title", "%"),
     "latencies": lambda: charts.latencies({"one": [1, 2, 3], "many": range(1, 2000)}, "Title"),
-    "spread": lambda: charts.spread({"quick": [1, 2, 0], "none": [], "slow": [3000.0]}, "Title", "ms"),
+    "spread": lambda: charts.spread(
+        {"quick": [1, 2, 0], "none": [], "slow": [3000.0]}, "Title", "ms"
+    ),
     "matches": lambda: charts.matches(HEARD, "Title"),
     "topology": lambda: charts.topology(VIEW, "Title"),
 }

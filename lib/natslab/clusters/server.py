@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import urllib.request
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,12 +101,22 @@ def launch(
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [binary, "-c", conf, "-P", folder / f"{name}.pid"],
-            env={**keeper.environment(folder), **settings},
+            env={**time_zones(), **keeper.environment(folder), **settings},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # "interrupt kernel" signals the whole group of the kernel
         )
+
+
+def time_zones() -> dict[str, str]:
+    """Where a server finds the time zones of schedules: a slim container and Windows have no files.
+
+    The package tzdata then has them; Python's own zoneinfo looks there too.
+    """
+    if Path("/usr/share/zoneinfo").exists() or not (found := find_spec("tzdata")):
+        return {}
+    return {"ZONEINFO": str(Path(str(found.origin)).with_name("zoneinfo"))}
 
 
 async def ask(url: str, timeout: float = 1.0) -> dict[str, Any] | None:
