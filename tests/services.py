@@ -211,6 +211,40 @@ async def no_job_is_left(nc: Client, subject: str) -> bool:
     return False
 
 
+async def timers_and_their_orders(js: JetStreamContext) -> None:
+    """Lesson 16 makes reminders.py of its cells; the stream, a consumer, and a ledger with no order."""
+    cells = [cell.source for cell in files.read(files.by_number(16)).cells]
+    reminders = "\n\n".join(source for source in cells if source.startswith("# reminders.py"))
+    (Lab.here().folder / "reminders.py").write_text(reminders, encoding="utf-8")
+    db = sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)
+    db.execute("CREATE TABLE IF NOT EXISTS orders (name PRIMARY KEY, due REAL, paid INTEGER)")
+    db.execute("CREATE TABLE IF NOT EXISTS mails (name PRIMARY KEY, at REAL)")
+    db.close()
+    await js.add_stream(
+        name="NOTIFICATIONS",
+        subjects=["later.>", "notifications.*"],
+        allow_msg_schedules=True,
+        description="natslab test",
+    )
+    config = ConsumerConfig(durable_name="mail", filter_subject="notifications.email", ack_wait=1.0)
+    await js.add_consumer("NOTIFICATIONS", config)
+    await settled(js._nc, "notifications.email", consumers=["NOTIFICATIONS.mail"])
+
+
+async def early_order_is_mailed(nc: Client) -> bool:
+    """Its timer comes too early, after some for orders that nobody knows, and is set anew."""
+    name = f"o-{secrets.token_hex(4)}"
+    with closing(sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)) as db:
+        db.execute("INSERT INTO orders VALUES (?, ?, FALSE)", (name, time.time() + 0.3))
+        for order in (["o-1"], None, "o-none", name):
+            await nc.publish("notifications.email", json.dumps({"order": order}).encode())
+        for _ in range(60):
+            if db.execute("SELECT * FROM mails WHERE name = ?", (name,)).fetchone():
+                return True
+            await asyncio.sleep(0.05)
+    return False
+
+
 async def activity(js: JetStreamContext) -> None:
     """The stream of lesson 18, a consumer for one partition, and the reader's table."""
     db = sqlite3.connect(Lab.here().folder / "activity.db", isolation_level=None)
@@ -433,6 +467,12 @@ CASES = [
         prepare=queue_of_jobs,
         works=partial(no_job_is_left, subject="jobs.charge"),
         consumer=("JOBS", "charge"),
+    ),
+    Case(
+        *(16, "mailer", ("mail", "{folder}/orders.db"), ("notifications.email",)),
+        prepare=timers_and_their_orders,
+        works=early_order_is_mailed,
+        consumer=("NOTIFICATIONS", "mail"),
     ),
     Case(
         *(18, "reader", ("r0", "{folder}/activity.db", ACTIVITY)),

@@ -66,6 +66,9 @@ CHARTS: dict[str, Callable[[], object]] = {
     "bars (in groups)": lambda: charts.bars(GROUPS, "Title", "%"),
     "heat": lambda: charts.heat(SHARES, "Title", "events"),
     "latencies": lambda: charts.latencies({"one": [1, 2, 3], "many": range(1, 2000)}, "Title"),
+    "spread": lambda: charts.spread(
+        {"quick": [1, 2, 0], "none": [], "slow": [3000.0]}, "Title", "ms"
+    ),
     "matches": lambda: charts.matches(HEARD, "Title"),
     "topology": lambda: charts.topology(VIEW, "Title"),
 }

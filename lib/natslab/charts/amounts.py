@@ -113,3 +113,38 @@ def latencies(series: Mapping[str, Iterable[float]], title: str) -> pd.DataFrame
     label_ends(axes, ends)
     show(figure, title)
     return pd.concat(drawn, ignore_index=True)
+
+
+def spread(values: Mapping[str, Iterable[float]], title: str, unit: str) -> pd.DataFrame:
+    """One dot per value in lanes, on one logarithmic axis, with the median of each lane in words.
+
+    `values` are greater than 0, those that are not are left out. Returns the drawn dots: lane, value.
+    """
+    table = pd.DataFrame(
+        [(name, float(value)) for name, each in values.items() for value in each if value > 0],
+        columns=["lane", "value"],
+    )
+    figure, axes = canvas(title, unit, "")
+    for name, rows in table.groupby("lane", sort=False):
+        # A little up and down, by turns: dots of one value would hide one another.
+        heights = [list(values).index(name) + 0.09 * (j % 5 - 2) for j in range(len(rows))]
+        axes.scatter(rows.value, heights, color=BLUE, s=18, alpha=0.6, linewidths=0)
+        half = float(rows.value.median())
+        axes.annotate(
+            f"median {half:,.0f}" if half >= 10 else f"median {half:.1f}",
+            (1, list(values).index(name)),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+        )
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)  # the first lane on top
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,g}"))
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.grid(visible=True, axis="x")
+    axes.tick_params(axis="y", length=0)
+    show(figure, title)
+    return table

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import urllib.request
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from natslab.errors import LabError
 from natslab.paths import NATS_CONF, setting
 
 MIN_VERSION = (2, 12)
+SYSTEM_ZONES = Path("/usr/share/zoneinfo")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HOW_TO_GET_ONE = "run `python3 infra/up.py`, which installs one"
 
@@ -100,12 +102,19 @@ def launch(
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [binary, "-c", conf, "-P", folder / f"{name}.pid"],
-            env={**keeper.environment(folder), **settings},
+            env={**time_zones(), **keeper.environment(folder), **settings},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # "interrupt kernel" signals the whole group of the kernel
         )
+
+
+def time_zones() -> dict[str, str]:
+    """Tells a server where time zones are, for schedules, if the machine has none (a slim container)."""
+    if SYSTEM_ZONES.exists():
+        return {}
+    return {"ZONEINFO": str(resources.files("tzdata") / "zoneinfo")}
 
 
 async def ask(url: str, timeout: float = 1.0) -> dict[str, Any] | None:
