@@ -80,7 +80,7 @@ async def test_named_server_is_too_old(
 ) -> None:
     monkeypatch.setenv("NATS_SERVER", str(fake_server(tmp_path, "2.9.10")))
     said = await refused(cache, kind="embedded")
-    assert "is 2.9.10, the course needs 2.12 or newer: unset NATS_SERVER" in said
+    assert "is 2.9.10, the course needs 2.14 or newer: unset NATS_SERVER" in said
 
 
 @pytest.mark.parametrize("version", ["2.9.10", "2.99.0"])
@@ -101,12 +101,12 @@ def test_a_server_on_path_serves_where_there_is_no_wheel(
     monkeypatch.setenv("NATS_SERVER", "")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(server, "_from_wheel", lambda: None)
-    other = fake_server(tmp_path, "2.12.0")
-    assert server.find_server() == (other, "2.12.0")
+    other = fake_server(tmp_path, "2.14.0")
+    assert server.find_server() == (other, "2.14.0")
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("NATS_SERVER", "nats-server")  # a word that the PATH knows
-    assert server.find_server() == (other, "2.12.0")
+    assert server.find_server() == (other, "2.14.0")
 
 
 async def test_no_server_at_all(

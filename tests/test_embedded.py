@@ -231,18 +231,10 @@ def test_a_claim_is_never_half_written(folder: Path, monkeypatch: pytest.MonkeyP
     assert json.loads((folder / "ports.json").read_text()) == reserved
 
 
-async def test_a_schedule_has_its_time_zone_where_the_machine_has_none(
+def test_a_server_has_time_zones_where_the_machine_has_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(server, "SYSTEM_ZONES", tmp_path)
     assert server.time_zones() == {}, "the machine has its own"
     monkeypatch.setattr(server, "SYSTEM_ZONES", tmp_path / "none")
     assert Path(server.time_zones()["ZONEINFO"], "Asia/Tokyo").is_file()
-    lab = await Lab.start(lesson=0)
-    nc = await nats.connect(**lab.options)
-    await nc.jetstream().add_stream(name="T", subjects=["t.*"], allow_msg_schedules=True)
-    headers = {"Nats-Schedule": "0 0 9 * * *", "Nats-Schedule-Target": "t.at"}
-    headers["Nats-Schedule-Time-Zone"] = "Asia/Tokyo"
-    await nc.jetstream().publish("t.nine", b"", headers=headers)
-    await nc.close()
-    await lab.close()

@@ -138,7 +138,7 @@ async def _require_course_features(nc: Client, url: str) -> None:
     version = server.version_of(str(nc.connected_server_version))
     if version < server.MIN_VERSION:
         raise LabError(
-            f"The server at {shown(url)} is {'.'.join(map(str, version))}, the course needs 2.12 or newer."
+            f"The server at {shown(url)} is {'.'.join(map(str, version))}, the course needs 2.14 or newer."
         )
     try:
         await nc.jetstream(timeout=1).account_info()

@@ -21,7 +21,7 @@ from natslab.clusters import keeper
 from natslab.errors import LabError
 from natslab.paths import NATS_CONF, setting
 
-MIN_VERSION = (2, 12)
+MIN_VERSION = (2, 14)  # schedules that repeat, and the reset of a consumer
 SYSTEM_ZONES = Path("/usr/share/zoneinfo")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HOW_TO_GET_ONE = "run `python3 infra/up.py`, which installs one"
