@@ -41,6 +41,7 @@ BAD = [
     b"-1",
     b"x" * 1_000_000,
 ]
+RULES = {"release": 1, "decimals": {"EUR": 2, "USD": 2, "JPY": 0}}
 CHARGE = "INSERT INTO charges VALUES (?)"
 ORDER = b'{"id": "A-1", "items": [["item 0", 1299]]}'
 
@@ -208,6 +209,33 @@ async def no_job_is_left(nc: Client, subject: str) -> bool:
         if not info.state.subjects:
             return True
         await asyncio.sleep(0.05)
+    return False
+
+
+async def stream_of_payments(js: JetStreamContext) -> None:
+    """The stream PAYMENTS with a consumer; lesson 17 makes ledger.py of its cells."""
+    cells = [cell.source for cell in files.read(files.by_number(17)).cells]
+    ledger = "\n\n\n".join(source for source in cells if source.startswith("# ledger.py"))
+    (Lab.here().folder / "ledger.py").write_text(ledger, encoding="utf-8")
+    await js.add_stream(name="PAYMENTS", subjects=["payments.*.*"], description="natslab test")
+    await js.add_consumer("PAYMENTS", ConsumerConfig(durable_name="booking", ack_wait=1.0))
+    await settled(js._nc, consumers=["PAYMENTS.booking"])
+
+
+async def payment_is_booked(nc: Client, wrong: bool = False) -> bool:
+    """A fresh one; for the replayer it is wrong, as is all that came before it."""
+    body = {"customer": "c-7", "currency": "JPY", "amount": 4990}
+    ack = await nc.jetstream().publish("payments.JPY.c-7", json.dumps(body).encode())
+    query = "SELECT hundredths, (SELECT count(*) FROM wrong) FROM ledger WHERE seq = ?"
+    db = sqlite3.connect(Lab.here().folder / "payments.db", isolation_level=None)
+    with closing(db), suppress(sqlite3.OperationalError):  # no such table yet
+        if wrong:
+            seqs = [(seq,) for seq in range(1, ack.seq + 2)]  # the last one is not there
+            db.executemany("INSERT OR IGNORE INTO wrong VALUES (?)", seqs)
+        for _ in range(40):
+            if db.execute(query, (ack.seq,)).fetchone() == (499_000, 0):
+                return True
+            await asyncio.sleep(0.05)
     return False
 
 
@@ -473,6 +501,19 @@ CASES = [
         prepare=timers_and_their_orders,
         works=early_order_is_mailed,
         consumer=("NOTIFICATIONS", "mail"),
+    ),
+    Case(
+        *(17, "booker", ("booking", "{folder}/payments.db", "receipts", RULES)),
+        poison=("payments.JPY.c-7",),
+        prepare=stream_of_payments,
+        works=payment_is_booked,
+        consumer=("PAYMENTS", "booking"),
+    ),
+    Case(
+        *(17, "replayer", ("{folder}/payments.db", "receipts", RULES, 0.001)),
+        poison=("payments.JPY.c-7",),
+        prepare=stream_of_payments,
+        works=partial(payment_is_booked, wrong=True),
     ),
     Case(
         *(18, "reader", ("r0", "{folder}/activity.db", ACTIVITY)),
