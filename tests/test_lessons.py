@@ -395,6 +395,14 @@ def marks(lesson: Lesson) -> Iterator[str]:
             yield f"{name} without description=lab.mark"
 
 
+def keys(lesson: Lesson) -> Iterator[str]:
+    """While the first copy waits for its quorum the second is refused, with an error of its own."""
+    for number, source in enumerate(lesson.source, 1):
+        again = "Nats-Msg-Id" in source and "retry(" in source
+        if again and "10158" not in "".join(lesson.source):
+            yield f"code cell {number} tries again under a key, and does not know error 10158"
+
+
 def charts(lesson: Lesson) -> Iterator[str]:
     for number, output in lesson.outputs():
         if png := output.get("data", {}).get("image/png"):
@@ -425,6 +433,7 @@ RULES: list[Rule] = [
     answers,
     timed_claims,
     marks,
+    keys,
     charts,
 ]
 
@@ -552,6 +561,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "await js.add_stream(name='X')": "add_stream without description=lab.mark",
     "await js.create_key_value(bucket='X', description='mine')": "create_key_value without",
     "StreamConfig(name='X')": "StreamConfig without",
+    "await retry(js.publish, 'x', {'Nats-Msg-Id': '7'})": "does not know error 10158",
     "x = 1\n" * 26: "lines, at most 25",
     "await lab.kill('n1')": "the event of a drill is not kept",
     "gone = await lab.kill('n1')\ncheck('nothing is lost', True)": "no claim names what the drill 'gone'",
