@@ -256,13 +256,18 @@ def active_environment(extras=()) -> Path | None:
 
 def is_ours() -> bool:
     """Whether .venv may be made, mended and made anew by us."""
-    if VENV.is_dir() and not VENV.is_symlink() and not any(VENV.iterdir()):
-        return True
+    with contextlib.suppress(FileNotFoundError):  # gone between two looks
+        if VENV.is_dir() and not VENV.is_symlink() and not any(VENV.iterdir()):
+            return True
     return STAMP.is_file() or not os.path.lexists(VENV)
 
 
 def refuse_foreign() -> None:
-    if not is_ours():
+    if is_ours():
+        return
+    with locked():  # another run may be making it anew just now
+        if is_ours():
+            return
         raise SystemExit(
             f"{VENV} was not made by this command, and it lacks the course: rename that folder, "
             "then run the same command again."
@@ -419,7 +424,10 @@ def make_venv(minors, lock: int) -> None:
     if VENV.is_symlink():
         VENV.unlink()
     elif VENV.exists():
-        shutil.rmtree(VENV)
+        old = CACHE / "venv-old"  # in one step: one that is half-deleted may have lost its stamp
+        shutil.rmtree(old, ignore_errors=True)
+        VENV.rename(old)
+        shutil.rmtree(old)
     VENV.mkdir()
     STAMP.touch()  # from here on it is ours, and half-made
     options = ["--without-pip"] if without_pip else []

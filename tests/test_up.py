@@ -1,6 +1,7 @@
 """infra/up.py, run for real on copies of the checkout, so that the checkout's own .venv is safe."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -333,6 +334,25 @@ def test_interrupted_moved_and_changed(tmp_path, with_uv):
     assert json.loads((folder / ".venv" / "natslab.json").read_text())["extras"] == ["uv"]
     done = call(folder, ENSURE, env=with_uv)
     assert done.stdout == f"{folder}/.venv/bin/python\n".replace("✔", "?")
+
+
+def test_an_environment_that_another_run_makes_anew_is_not_foreign(tmp_path, with_uv):
+    """While the old one is deleted and the new one made, it may be there without its stamp."""
+    folder = copy_course(tmp_path / "course")
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "pyvenv.cfg").touch()
+    (folder / ".cache").mkdir()
+    with open(folder / ".cache" / "up.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        command = [sys.executable, "-u", "-c", f"import sys; sys.path[0] = 'infra'; {ENSURE}"]
+        pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        run = subprocess.Popen(command, env=with_uv, cwd=folder, **pipes)
+        assert "another run is setting up: waiting for it" in run.stdout.readline()
+        (folder / ".venv" / "natslab.json").touch()
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode == 0, said
+    assert is_complete(folder)
+    assert not (folder / ".cache" / "venv-old").exists()
 
 
 def test_failing_shims_on_path_are_passed_over(course, tmp_path, old_python):
