@@ -64,15 +64,38 @@ class Case:
         return f"{self.lesson:02}-{self.worker}"
 
 
-async def line_is_in_the_file(nc: Client) -> bool:
-    word, files_of_sink = secrets.token_hex(8), Lab.here().folder.glob
-    await nc.publish("logs.case.info", word.encode())
-    for _ in range(30):
-        await asyncio.sleep(0.01)
-        with suppress(FileNotFoundError):  # it was renamed between the look and the reading
-            if any(word in file.read_text() for file in files_of_sink("logs.txt*")):
-                return True
+def write_module(lesson: int, name: str) -> None:
+    """A lesson makes this module of the cells that begin with its name, beside its workers' scripts."""
+    cells = [cell.source for cell in files.read(files.by_number(lesson)).cells]
+    module = "\n\n\n".join(source for source in cells if source.startswith(f"# {name}"))
+    (Lab.here().folder / name).write_text(module, encoding="utf-8")
+
+
+def open_db(name: str) -> closing[sqlite3.Connection]:
+    """A database of the worker; closed at the end of a `with`."""
+    return closing(sqlite3.connect(Lab.here().folder / name, isolation_level=None))
+
+
+async def seen(look: Callable[[], Awaitable[bool]], looks: int = 40, pause: float = 0.05) -> bool:
+    """Whether `look()` is true in one of so many looks."""
+    for _ in range(looks):
+        if await look():
+            return True
+        await asyncio.sleep(pause)
     return False
+
+
+async def word_is_written(nc: Client, subject: str, pattern: str) -> bool:
+    """A fresh one, in one of the files of this name."""
+    word = secrets.token_hex(8)
+    await nc.publish(subject, word.encode())
+
+    async def look() -> bool:
+        with suppress(FileNotFoundError):  # it was renamed between the look and the reading
+            return any(word in file.read_text() for file in Lab.here().folder.glob(pattern))
+        return False
+
+    return await seen(look, looks=31, pause=0.01)
 
 
 async def write_pdf_work(js: JetStreamContext) -> None:
@@ -111,10 +134,7 @@ PAGE = free_port()  # of the collector of lesson 08
 
 
 async def write_totals(js: JetStreamContext) -> None:
-    """Lesson 08 makes totals.py of its cells, beside the scripts of its workers."""
-    cells = [cell.source for cell in files.read(files.by_number(8)).cells]
-    totals = "\n\n\n".join(source for source in cells if source.startswith("# totals.py"))
-    (Lab.here().folder / "totals.py").write_text(totals, encoding="utf-8")
+    write_module(8, "totals.py")
 
 
 async def sample_is_on_the_page(nc: Client) -> bool:
@@ -123,11 +143,12 @@ async def sample_is_on_the_page(nc: Client) -> bool:
     for counters in ({"odd": 1}, {"odd": 2, "requests": 7}):
         sample = {"boot": "b7", "memory": 1, "counters": counters}
         await nc.publish(f"metrics.{name}", json.dumps(sample).encode())
-    for _ in range(20):
-        await asyncio.sleep(0.05)
-        if f'stats_requests_total{{service="{name}"}} 7.0' in await asyncio.to_thread(page_of_08):
-            return True
-    return False
+
+    async def look() -> bool:
+        page = await asyncio.to_thread(page_of_08)
+        return f'stats_requests_total{{service="{name}"}} 7.0' in page
+
+    return await seen(look, looks=21)
 
 
 def page_of_08() -> str:
@@ -139,18 +160,14 @@ def page_of_08() -> str:
 
 
 async def write_rpc(js: JetStreamContext) -> None:
-    """Lesson 10 makes rpc.py of its cells, beside the scripts of its workers."""
-    cells = [cell.source for cell in files.read(files.by_number(10)).cells]
-    rpc = "\n\n".join(source for source in cells if source.startswith("# rpc.py"))
-    (Lab.here().folder / "rpc.py").write_text(rpc, encoding="utf-8")
+    write_module(10, "rpc.py")
     await js.create_key_value(bucket="RECEIPTS", description="natslab test")
 
 
 async def stream_of_logs(js: JetStreamContext) -> None:
     """The stream LOGS, the consumer of lesson 14's sink, and its table."""
-    with sqlite3.connect(Lab.here().folder / "log.db") as db:
+    with open_db("log.db") as db:
         db.execute("CREATE TABLE IF NOT EXISTS log (seq INTEGER PRIMARY KEY, line)")
-    db.close()
     await js.add_stream(name="LOGS", subjects=["log.*.*"], description="natslab test")
     await js.add_consumer("LOGS", ConsumerConfig(durable_name="case", ack_wait=1.0))
     await settled(js._nc, "log.case.info", consumers=["LOGS.case"])
@@ -160,36 +177,23 @@ async def row_is_in_the_table(nc: Client) -> bool:
     """A fresh record is there once, all before it are, and all are acknowledged."""
     js, word = nc.jetstream(), secrets.token_hex(8)
     seq = (await js.publish("log.case.info", word.encode())).seq
-    for _ in range(40):
-        info = await js.consumer_info("LOGS", "case")
-        if info.ack_floor.stream_seq >= seq:
-            db = sqlite3.connect(Lab.here().folder / "log.db")
-            rows = db.execute("SELECT seq FROM log WHERE line = ?", (word,)).fetchall()
-            (count,) = db.execute("SELECT count(*) FROM log").fetchone()
-            db.close()
-            return bool(rows == [(seq,)] and count == seq)
-        await asyncio.sleep(0.05)
-    return False
 
+    async def acknowledged() -> bool:
+        return (await js.consumer_info("LOGS", "case")).ack_floor.stream_seq >= seq
 
-async def word_is_written(nc: Client, subject: str, file: str) -> bool:
-    word = secrets.token_hex(8)
-    await nc.publish(subject, word.encode())
-    for _ in range(30):
-        await asyncio.sleep(0.01)
-        with suppress(FileNotFoundError):  # it has not begun
-            if word in (Lab.here().folder / file).read_text():
-                return True
-    return False
+    if not await seen(acknowledged):
+        return False
+    with open_db("log.db") as db:
+        rows = db.execute("SELECT seq FROM log WHERE line = ?", (word,)).fetchall()
+        return rows == [(seq,)] and db.execute("SELECT count(*) FROM log").fetchone() == (seq,)
 
 
 async def queue_of_jobs(js: JetStreamContext) -> None:
     """The stream JOBS, a consumer for each worker of lesson 15, and the tables of their ledger."""
-    db = sqlite3.connect(Lab.here().folder / "ledger.db", isolation_level=None)
-    db.execute("CREATE TABLE IF NOT EXISTS charges (job)")
-    db.execute("CREATE TABLE IF NOT EXISTS begun (job, worker)")
-    db.execute("CREATE TABLE IF NOT EXISTS charged (job PRIMARY KEY, worker)")
-    db.close()
+    with open_db("ledger.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS charges (job)")
+        db.execute("CREATE TABLE IF NOT EXISTS begun (job, worker)")
+        db.execute("CREATE TABLE IF NOT EXISTS charged (job PRIMARY KEY, worker)")
     policy = RetentionPolicy.WORK_QUEUE
     await js.add_stream(
         name="JOBS", subjects=["jobs.>"], retention=policy, description="natslab test"
@@ -204,19 +208,16 @@ async def no_job_is_left(nc: Client, subject: str) -> bool:
     """A fresh one, and all before it, are done."""
     js, key = nc.jetstream(), {"Nats-Msg-Id": secrets.token_hex(4)}
     await js.publish(subject, b"0.01", headers=key)
-    for _ in range(40):
-        info = await js.stream_info("JOBS", subjects_filter=subject)
-        if not info.state.subjects:
-            return True
-        await asyncio.sleep(0.05)
-    return False
+
+    async def look() -> bool:
+        return not (await js.stream_info("JOBS", subjects_filter=subject)).state.subjects
+
+    return await seen(look)
 
 
 async def stream_of_payments(js: JetStreamContext) -> None:
-    """The stream PAYMENTS with a consumer; lesson 17 makes ledger.py of its cells."""
-    cells = [cell.source for cell in files.read(files.by_number(17)).cells]
-    ledger = "\n\n\n".join(source for source in cells if source.startswith("# ledger.py"))
-    (Lab.here().folder / "ledger.py").write_text(ledger, encoding="utf-8")
+    """The stream PAYMENTS of lesson 17 with a consumer, and its module."""
+    write_module(17, "ledger.py")
     await js.add_stream(name="PAYMENTS", subjects=["payments.*.*"], description="natslab test")
     await js.add_consumer("PAYMENTS", ConsumerConfig(durable_name="booking", ack_wait=1.0))
     await settled(js._nc, consumers=["PAYMENTS.booking"])
@@ -227,27 +228,24 @@ async def payment_is_booked(nc: Client, wrong: bool = False) -> bool:
     body = {"customer": "c-7", "currency": "JPY", "amount": 4990}
     ack = await nc.jetstream().publish("payments.JPY.c-7", json.dumps(body).encode())
     query = "SELECT hundredths, (SELECT count(*) FROM wrong) FROM ledger WHERE seq = ?"
-    db = sqlite3.connect(Lab.here().folder / "payments.db", isolation_level=None)
-    with closing(db), suppress(sqlite3.OperationalError):  # no such table yet
+    with open_db("payments.db") as db, suppress(sqlite3.OperationalError):  # no such table yet
         if wrong:
             seqs = [(seq,) for seq in range(1, ack.seq + 2)]  # the last one is not there
             db.executemany("INSERT OR IGNORE INTO wrong VALUES (?)", seqs)
-        for _ in range(40):
-            if db.execute(query, (ack.seq,)).fetchone() == (499_000, 0):
-                return True
-            await asyncio.sleep(0.05)
+
+        async def look() -> bool:
+            return bool(db.execute(query, (ack.seq,)).fetchone() == (499_000, 0))
+
+        return await seen(look)
     return False
 
 
 async def timers_and_their_orders(js: JetStreamContext) -> None:
-    """Lesson 16 makes reminders.py of its cells; the stream, a consumer, and a ledger with no order."""
-    cells = [cell.source for cell in files.read(files.by_number(16)).cells]
-    reminders = "\n\n".join(source for source in cells if source.startswith("# reminders.py"))
-    (Lab.here().folder / "reminders.py").write_text(reminders, encoding="utf-8")
-    db = sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)
-    db.execute("CREATE TABLE IF NOT EXISTS orders (name PRIMARY KEY, due REAL, paid INTEGER)")
-    db.execute("CREATE TABLE IF NOT EXISTS mails (name PRIMARY KEY, at REAL)")
-    db.close()
+    """The stream of lesson 16, a consumer, its module, and a ledger with no order."""
+    write_module(16, "reminders.py")
+    with open_db("orders.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS orders (name PRIMARY KEY, due REAL, paid INTEGER)")
+        db.execute("CREATE TABLE IF NOT EXISTS mails (name PRIMARY KEY, at REAL)")
     await js.add_stream(
         name="NOTIFICATIONS",
         subjects=["later.>", "notifications.*"],
@@ -262,24 +260,23 @@ async def timers_and_their_orders(js: JetStreamContext) -> None:
 async def early_order_is_mailed(nc: Client) -> bool:
     """Its timer comes too early, after some for orders that nobody knows, and is set anew."""
     name = f"o-{secrets.token_hex(4)}"
-    with closing(sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)) as db:
+    with open_db("orders.db") as db:
         db.execute("INSERT INTO orders VALUES (?, ?, FALSE)", (name, time.time() + 0.3))
         for order in (["o-1"], None, "o-none", name):
             await nc.publish("notifications.email", json.dumps({"order": order}).encode())
-        for _ in range(60):
-            if db.execute("SELECT * FROM mails WHERE name = ?", (name,)).fetchone():
-                return True
-            await asyncio.sleep(0.05)
-    return False
+
+        async def look() -> bool:
+            return bool(db.execute("SELECT * FROM mails WHERE name = ?", (name,)).fetchone())
+
+        return await seen(look, looks=60)
 
 
 async def activity(js: JetStreamContext) -> None:
     """The stream of lesson 18, a consumer for one partition, and the reader's table."""
-    db = sqlite3.connect(Lab.here().folder / "activity.db", isolation_level=None)
-    db.execute(
-        "CREATE TABLE IF NOT EXISTS done (i INTEGER PRIMARY KEY, seq UNIQUE, customer, reader)"
-    )
-    db.close()
+    with open_db("activity.db") as db:
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS done (i INTEGER PRIMARY KEY, seq UNIQUE, customer, reader)"
+        )
     await js.add_stream(name="CASE_18", subjects=["by.*.*.*"], description="natslab test")
     config = ConsumerConfig(durable_name="p0", filter_subject="by.0.>", max_ack_pending=1)
     await js.add_consumer("CASE_18", config)
@@ -289,31 +286,25 @@ async def activity(js: JetStreamContext) -> None:
 async def event_is_processed(nc: Client) -> bool:
     """A fresh one, and all before it: their rows are there, each once."""
     seq = (await nc.jetstream().publish("by.0.c-7.click", b"{}")).seq
-    db = sqlite3.connect(Lab.here().folder / "activity.db")
-    try:
-        for _ in range(40):
-            (rows,) = db.execute("SELECT count(*) FROM done WHERE seq <= ?", (seq,)).fetchone()
-            if rows == seq:
-                return True
-            await asyncio.sleep(0.05)
-        return False
-    finally:
-        db.close()
+    query = "SELECT count(*) FROM done WHERE seq <= ?"
+    with open_db("activity.db") as db:
+
+        async def look() -> bool:
+            return bool(db.execute(query, (seq,)).fetchone() == (seq,))
+
+        return await seen(look)
 
 
 ACTIVITY = {"stream": "CASE_18", "consumers": ["p0"], "batch": 1, "work": {}}
 
 
 async def queue_of_orders(js: JetStreamContext) -> None:
-    """The streams of lesson 19, its module dead_letters.py, and the tables of its ledger."""
-    cells = [cell.source for cell in files.read(files.by_number(19)).cells]
-    module = "\n\n".join(source for source in cells if source.startswith("# dead_letters.py"))
-    (Lab.here().folder / "dead_letters.py").write_text(module, encoding="utf-8")
-    db = sqlite3.connect(Lab.here().folder / "orders.db", isolation_level=None)
-    db.execute("CREATE TABLE IF NOT EXISTS life (subject, what, delivery, worker)")
-    db.execute("CREATE TABLE IF NOT EXISTS shipped (name PRIMARY KEY, cents)")
-    db.execute("CREATE TABLE IF NOT EXISTS halts (subject)")
-    db.close()
+    """The streams of lesson 19, its module, and the tables of its ledger."""
+    write_module(19, "dead_letters.py")
+    with open_db("orders.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS life (subject, what, delivery, worker)")
+        db.execute("CREATE TABLE IF NOT EXISTS shipped (name PRIMARY KEY, cents)")
+        db.execute("CREATE TABLE IF NOT EXISTS halts (subject)")
     policy, mark = RetentionPolicy.WORK_QUEUE, "natslab test"
     await js.add_stream(name="ORDERS_DLQ", subjects=["dlq.ORDERS.*"], description=mark)
     await js.add_stream(name="ORDERS", subjects=["order.*"], retention=policy, description=mark)
@@ -326,13 +317,13 @@ async def no_order_is_left(nc: Client) -> bool:
     js, name = nc.jetstream(), secrets.token_hex(4)
     order = {"order": name, "items": {"lamp": 2}, "currency": "EUR", "amount": 4990}
     await js.publish(f"order.{name}", json.dumps(order).encode())
-    with closing(sqlite3.connect(Lab.here().folder / "orders.db")) as db:
-        for _ in range(60):
+    with open_db("orders.db") as db:
+
+        async def look() -> bool:
             done = db.execute("SELECT * FROM shipped WHERE name = ?", (name,)).fetchone()
-            if done and not (await js.stream_info("ORDERS")).state.messages:
-                return True
-            await asyncio.sleep(0.05)
-    return False
+            return bool(done) and not (await js.stream_info("ORDERS")).state.messages
+
+        return await seen(look, looks=60)
 
 
 async def bucket_of_services(js: JetStreamContext) -> None:
@@ -405,7 +396,7 @@ CASES = [
     ),
     Case(
         *(6, "sink", ("a", "{folder}/logs.txt"), ("logs.shop.info", "logs.shop.error")),
-        works=line_is_in_the_file,
+        works=partial(word_is_written, subject="logs.case.info", pattern="logs.txt*"),
     ),
     Case(
         *(7, "worker", ("w", "pdf", 0.0), ("pdf.jobs.normal",)),
@@ -480,7 +471,7 @@ CASES = [
     Case(
         *(14, "file_sink", ("{folder}/file.log",)),
         poison=("log.case.info",),
-        works=partial(word_is_written, subject="log.case.info", file="file.log"),
+        works=partial(word_is_written, subject="log.case.info", pattern="file.log"),
     ),
     Case(
         *(15, "charger", ("ack_last", "{folder}/ledger.db", [CHARGE, "ack"])),

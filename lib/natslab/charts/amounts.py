@@ -1,8 +1,9 @@
-"""Charts of amounts: bars, a heat map, and latency by percentile."""
+"""Charts of amounts: bars, a heat map, values in lanes, and latency by percentile."""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterable, Mapping
 
 import matplotlib as mpl
@@ -120,31 +121,31 @@ def spread(values: Mapping[str, Iterable[float]], title: str, unit: str) -> pd.D
 
     `values` are greater than 0, those that are not are left out. Returns the drawn dots: lane, value.
     """
-    table = pd.DataFrame(
-        [(name, float(value)) for name, each in values.items() for value in each if value > 0],
-        columns=["lane", "value"],
-    )
+    lanes = {name: [float(value) for value in each if value > 0] for name, each in values.items()}
     figure, axes = canvas(title, unit, "")
-    for name, rows in table.groupby("lane", sort=False):
+    for place, dots in enumerate(lanes.values()):
+        if not dots:
+            continue
         # A little up and down, by turns: dots of one value would hide one another.
-        heights = [list(values).index(name) + 0.09 * (j % 5 - 2) for j in range(len(rows))]
-        axes.scatter(rows.value, heights, color=BLUE, s=18, alpha=0.6, linewidths=0)
-        half = float(rows.value.median())
+        heights = [place + 0.09 * (j % 5 - 2) for j in range(len(dots))]
+        axes.scatter(dots, heights, color=BLUE, s=18, alpha=0.6, linewidths=0)
+        half = statistics.median(dots)
         axes.annotate(
             f"median {half:,.0f}" if half >= 10 else f"median {half:.1f}",
-            (1, list(values).index(name)),
+            (1, place),
             (6, 0),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             va="center",
             annotation_clip=False,
         )
-    axes.set_yticks(range(len(values)), list(values))
-    axes.set_ylim(len(values) - 0.5, -0.5)  # the first lane on top
+    axes.set_yticks(range(len(lanes)), list(lanes))
+    axes.set_ylim(len(lanes) - 0.5, -0.5)  # the first lane on top
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,g}"))
     axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.grid(visible=True, axis="x")
     axes.tick_params(axis="y", length=0)
     show(figure, title)
-    return table
+    drawn = [(name, value) for name, dots in lanes.items() for value in dots]
+    return pd.DataFrame(drawn, columns=["lane", "value"])
