@@ -107,6 +107,16 @@ async def test_a_restart_onto_a_taken_port_ends_at_once(lab: Lab) -> None:
     await lab.restart("n2")
 
 
+async def test_a_node_that_does_not_catch_up_says_why(lab: Lab) -> None:
+    for node in ("n1", "n2", "n3"):
+        await lab.kill(node)
+    await lab.cluster._launch("n1")
+    await until(lambda: lab.cluster.answers("n1"), 10, "n1")
+    with pytest.raises(LabError, match="n1 in 1 s, it says: JetStream"):
+        await lab.wait_until_healthy(1)
+    await lab.cluster.make_whole()
+
+
 async def test_what_ends_the_hope_may_be_what_was_waited_for(lab: Lab, monkeypatch) -> None:
     """A node that ends between the look at it and the look at its process."""
     looks = []

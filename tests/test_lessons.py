@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import pytest
 from helpers import NOTEBOOKS, ROOT
 from natslab.authoring import course, files, index
+from natslab.cells import defined
 from natslab.parameters import stated
 
 
@@ -403,6 +404,19 @@ def keys(lesson: Lesson) -> Iterator[str]:
             yield f"code cell {number} tries again under a key, and does not know error 10158"
 
 
+def modules(lesson: Lesson) -> Iterator[str]:
+    """Of two cells that define one name a module gets the second only: it takes it for a newer version."""
+    written = {
+        ast.literal_eval(call.args[0]) for name, call in lesson.calls() if name == "write_module"
+    }
+    cells = [(m[1], s) for s in lesson.source if (m := re.match(r"# (\w+\.py)\n", s))]
+    for name in sorted(written ^ {name for name, _ in cells}):
+        yield f"{name}: cells begin with its name, and a cell writes it, or neither"
+    for (name, one), (other, two) in itertools.combinations(cells, 2):
+        if name == other and (both := defined(one) & defined(two)):
+            yield f"{name}: two of its cells define {', '.join(sorted(both))}"
+
+
 def charts(lesson: Lesson) -> Iterator[str]:
     for number, output in lesson.outputs():
         if png := output.get("data", {}).get("image/png"):
@@ -434,6 +448,7 @@ RULES: list[Rule] = [
     timed_claims,
     marks,
     keys,
+    modules,
     charts,
 ]
 
@@ -562,6 +577,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "await js.create_key_value(bucket='X', description='mine')": "create_key_value without",
     "StreamConfig(name='X')": "StreamConfig without",
     "await retry(js.publish, 'x', {'Nats-Msg-Id': '7'})": "does not know error 10158",
+    "lab.write_module('shop.py')": "shop.py: cells begin with its name",
     "x = 1\n" * 26: "lines, at most 25",
     "await lab.kill('n1')": "the event of a drill is not kept",
     "gone = await lab.kill('n1')\ncheck('nothing is lost', True)": "no claim names what the drill 'gone'",

@@ -601,3 +601,28 @@ def test_an_error_of_nats_tells_of_a_worker_that_died() -> None:
         assert "NoRespondersError" in shown
         assert "worker desk ended with exit code 1" in shown and "no such card" in shown
         assert k.run("await nc.close(); await lab.close()").error == ""
+
+
+def test_a_module_holds_the_newest_version_of_each_cell() -> None:
+    with kernel(NATSLAB_CLUSTER="embedded") as k:
+        k.run("from natslab import Lab\nlab = await Lab.start()\nimport sys")
+        nothing_yet = k.run("lab.write_module('shop.py')")
+        assert nothing_yet.error.startswith('LabError: No cell that begins with "# shop.py"')
+        cells = (
+            "# shop.py\nfrom math import sqrt",
+            "# shop.py\ndef price(n):\n    return sqroot(n)\n\n\nsqroot(4)",  # a typo: it fails
+            "# shop.py\ndef total(n) return price(n)",  # no Python
+            "# shop.py\ndef total(n):\n    return price(n) + cent",
+            "# shop.py\ndef price(n):\n    return sqrt(n)",
+            "# shop.py\ndef price(number):  # changed once more\n    return sqrt(number)",
+            "# shop.py\ncent = 0.01",
+            "# other.py\nraise SystemExit",
+        )
+        for cell in cells:
+            k.run(cell)
+        k.run("lab.write_module('shop.py')\nsys.path.append(str(lab.folder))\nimport shop")
+        again = "lab.write_module('shop.py')\nprint(shop.total(9), open(shop.__file__).read())"
+        ran = k.run(again)
+        wanted = "\n\n\n".join(cells[i] for i in (0, 3, 5, 6))
+        assert (ran.text, ran.error) == (f"3.01 {wanted}\n\n", "")
+        assert k.run("await lab.close()").error == ""

@@ -1,8 +1,10 @@
-"""What a notebook says about a cell that failed, besides its stack: what to do next."""
+"""The cells of a notebook: what one that failed says besides its stack, and a module made of some."""
 
 from __future__ import annotations
 
 import asyncio
+import linecache
+import symtable
 import sys
 from typing import Any
 
@@ -74,3 +76,31 @@ def explain_errors() -> None:
         shell.set_custom_exc(explained, show)  # type: ignore[no-untyped-call]
         if runs.end_of_cell not in shell.events.callbacks["post_run_cell"]:
             shell.events.register("post_run_cell", runs.end_of_cell)
+
+
+def module(name: str) -> str:
+    """The cells run so far that begin with `# <name>`, as one text; '' when there are none.
+
+    Of a cell that was changed and run again the newest counts: it defines a name of the older one.
+    """
+    newest: list[tuple[set[str], str]] = []
+    for cell in _texts():
+        if cell.split("\n", 1)[0].strip() == f"# {name}" and (names := defined(cell)):
+            newest = [(others, old) for others, old in newest if not names & others]
+            newest.append((names, cell))
+    return "\n\n".join(cell for _, cell in newest)
+
+
+def _texts() -> list[str]:
+    """Every cell that was run, also one that failed: Python keeps them for its tracebacks."""
+    kept = [entry for entry in linecache.cache.values() if len(entry) == 4]
+    return ["".join(lines) for _, changed, lines, _ in kept if changed is None]  # files have a time
+
+
+def defined(cell: str) -> set[str]:
+    """The names that a cell defines or imports; none where Python cannot read it."""
+    try:
+        symbols = symtable.symtable(cell, "cell", "exec").get_symbols()
+    except SyntaxError:
+        return set()
+    return {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}

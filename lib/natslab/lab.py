@@ -323,6 +323,21 @@ class Lab:
         self.workers.append(worker)
         return worker
 
+    def write_module(self, name: str) -> None:
+        """Make a module for workers of the cells run so far that begin with `# <name>`.
+
+        Of a cell that was changed and run again the newest counts. Raises LabError when there is none.
+        """
+        self._require_open()
+        text = cells.module(name)
+        if not text:
+            raise LabError(
+                f'No cell that begins with "# {name}" was run since the kernel started: run the '
+                "cells above this one first."
+            )
+        with usable(self.folder):
+            (self.folder / name).write_text(text, encoding="utf-8")
+
     async def begin(self, heading: str) -> Section:
         """Begin a run of the section with this heading, from nothing; see `Section`.
 

@@ -306,4 +306,8 @@ class Cluster(ABC):
         try:
             await until(arrived, timeout)
         except TimeoutError:
-            raise LabError(f"{verb}: no effect seen on node {node} in {timeout:.3g} s") from None
+            told = await server.complaint(f"{self.nodes[node].monitor}/healthz", 1.0)
+            raise LabError(
+                f"{verb}: no effect seen on node {node} in {timeout:.3g} s"
+                f"{told and f', it says: {told}'}"
+            ) from None

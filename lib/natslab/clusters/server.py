@@ -10,7 +10,9 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -124,6 +126,22 @@ async def ask(url: str, timeout: float = 1.0) -> dict[str, Any] | None:
     are described at https://docs.nats.io/running-a-nats-service/nats_admin/monitoring.
     """
     return await asyncio.to_thread(_get, url, timeout)
+
+
+async def complaint(url: str, timeout: float = 1.0) -> str:
+    """Why `/healthz` is not ok, in the words of the server; '' when it is, or nothing answers."""
+    return await asyncio.to_thread(_complaint, url, timeout)
+
+
+def _complaint(url: str, timeout: float) -> str:
+    try:
+        open_url(url, timeout).close()
+    except urllib.error.HTTPError as error:
+        with suppress(OSError, ValueError, http.client.HTTPException), error:
+            return str(json.load(error).get("error", ""))
+    except (OSError, http.client.HTTPException):  # refused, late, cut short
+        pass
+    return ""
 
 
 def _get(url: str, timeout: float) -> dict[str, Any] | None:
