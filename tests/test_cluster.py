@@ -180,6 +180,11 @@ async def test_another_node_leads_after_the_leader_was_killed(lab: Lab) -> None:
     await lab.wait_until_healthy()
     assert (await js.get_msg("S", 1)).data == b"kept"
     assert lab.node_of(nc) in lab.nodes
+    for node in lab.nodes:
+        there = await nats.connect(**lab.server_at(node))
+        assert lab.node_of(there) == node
+        await there.close()
+    assert lab.server_at("hidden") == lab.options
     here = await nats.connect(**lab.same_server(nc))
     assert lab.node_of(here) == lab.node_of(nc)
     elsewhere = await nats.connect(**lab.other_server(nc))

@@ -242,6 +242,14 @@ class Lab:
         elsewhere = [url for url in self.options["servers"] if _place(url) != _place(here[0])]
         return {**self.options, "servers": elsewhere or here}
 
+    def server_at(self, node: str) -> dict[str, Any]:
+        """`options` for a connection to this node; to any, where the cluster hides its names.
+
+        Such as `await lab.leader_of(stream)`: elsewhere each request takes one way more.
+        """
+        known = self.cluster.nodes.get(node)
+        return {**self.options, **({"servers": [known.url]} if known else {})}
+
     def node_of(self, nc: Client) -> str | None:
         """The node that `nc` is connected to; None while it is not connected."""
         if not nc.is_connected or nc.connected_url is None:
