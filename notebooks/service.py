@@ -99,8 +99,9 @@ class Service:
 
     def _ended(self, task):
         self.tasks.discard(task)
-        if not task.cancelled() and task.exception():
-            log.error("%s: ended by %r", self.name, task.exception())
+        end = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if end and not (task.cancelled() and self.stopping.is_set()):
+            log.error("%s: ended by %r", self.name, end)
             self.broken.set()
 
     async def run(self):

@@ -7,6 +7,7 @@ import asyncio
 import json
 import linecache
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -107,6 +108,7 @@ async def nc(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[nats.NA
     await nc.close()
 
 
+AT_ONCE = 6.0  # seconds: an idle worker looks again twice a second; a drain gives up after ten
 each = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -124,7 +126,9 @@ async def test_bad_messages_do_no_harm_and_sigterm_ends_it(
             await until(lambda: works(case, nc), SECONDS, "the worker to work on")
         assert worker.alive, worker.log.read_text()
         worker.process.terminate()
+        asked = time.monotonic()
         assert await ended(worker) == 0, worker.log.read_text()
+        assert time.monotonic() - asked < AT_ONCE, "what was it waiting for?"
 
 
 @each
@@ -210,18 +214,22 @@ async def served(options: dict, subject: str) -> int:
     async def handle(msg):
         word = msg.data.decode()
         if word == "cancelled":
-            task = asyncio.create_task(asyncio.sleep(9))
-            asyncio.get_running_loop().call_later(0.05, task.cancel)
-            await task
+            await cancelled()
         if word == "stuck":
             await asyncio.Event().wait()
-        if word == "loop":
-            service.spawn(fails())
+        if word in loops:
+            service.spawn(loops[word]())
         return b"x" * 2_000_000 if word == "huge" else word.upper().encode()
 
     async def fails():
         raise KeyError("a loop")
 
+    async def cancelled():
+        task = asyncio.create_task(asyncio.sleep(9))
+        asyncio.get_running_loop().call_later(0.05, task.cancel)
+        await task
+
+    loops = {"loop": fails, "lost": cancelled}
     await service.answer(subject, handle)
     return await service.run()
 
@@ -248,10 +256,15 @@ async def test_each_failure_is_told_and_gives_its_slot_back(worker: Worker, nc: 
     }
 
 
-async def test_a_task_that_fails_ends_the_service(worker: Worker, nc: nats.NATS) -> None:
-    assert (await nc.request("served", b"loop", timeout=2)).data == b"LOOP"
+@pytest.mark.parametrize(
+    ("word", "told"), [(b"loop", "KeyError('a loop')"), (b"lost", "CancelledError()")]
+)
+async def test_a_task_that_fails_ends_the_service(
+    worker: Worker, nc: nats.NATS, word: bytes, told: str
+) -> None:
+    assert (await nc.request("served", word, timeout=2)).data == word.upper()
     assert await ended(worker) == 1
-    assert "KeyError('a loop')" in worker.log.read_text()
+    assert f"ended by {told}" in worker.log.read_text()
 
 
 async def test_what_is_not_done_in_time_is_cancelled(worker: Worker, nc: nats.NATS) -> None:
