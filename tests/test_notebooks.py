@@ -579,9 +579,14 @@ def test_a_cell_that_fails_when_it_is_run_again_names_its_section() -> None:
         assert once_more.error and told not in once_more.text, "not yet run in this run"
         start = "lab = await Lab.start(nodes=size)"
         assert not k.run("size = 3").error and not k.run(start).error and not k.run(start).error
+        assert not k.run("run = await lab.begin('Break it')\nrun.port = 4222").error
+        assert not k.run("print(run.port)").error
+        assert not k.run(start).error
+        assert not k.run("del run").error
+        assert told in k.run("print(run.port)").text, "it worked with the lab before"
         k.run("size = 99")
-        new_lab = k.run(start)
-        assert new_lab.error.startswith("LabError") and told not in new_lab.text
+        refused = k.run(start)
+        assert refused.error.startswith("LabError") and told not in refused.text
         assert k.run("await lab.close()").error == ""
 
 

@@ -22,12 +22,13 @@ class Runs:
     """Which cells have worked since the section around them was begun."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """A new lab: no section is begun."""
-        self.heading = ""  # of the section that was begun last
         self.of: dict[str, str] = {}  # source of a cell -> heading of the section
+        self.new_lab()
+
+    def new_lab(self) -> None:
+        """No section is begun, and the cells that worked with the lab before it may fail."""
+        self.heading = ""  # of the section that was begun last
+        self.sets_up = True  # the cell that runs now
 
     def begin(self, heading: str) -> None:
         """A run of a section starts from nothing."""
@@ -38,6 +39,9 @@ class Runs:
         """Called by IPython: a cell that has worked, and fails now, has met its own traces."""
         if result.error_before_exec is not None:
             return  # it was not run
+        if self.sets_up:  # it belongs to no section
+            self.sets_up = False
+            return
         cell, error = result.info.raw_cell, result.error_in_exec
         told = "heading" in str(error) or isinstance(error, asyncio.CancelledError)
         if error is None and self.heading:
@@ -69,7 +73,7 @@ def explain_errors() -> None:
         stack = shell.InteractiveTB.structured_traceback(kind, error, tb, tb_offset=tb_offset)
         shell._showtraceback(kind, error, stack)
 
-    runs.clear()
+    runs.new_lab()
     shell = get_ipython()
     if shell is not None:
         explained = (asyncio.CancelledError, nats.errors.Error)
