@@ -262,7 +262,8 @@ async def early_order_is_mailed(nc: Client) -> bool:
     name = f"o-{secrets.token_hex(4)}"
     with open_db("orders.db") as db:
         db.execute("INSERT INTO orders VALUES (?, ?, FALSE)", (name, time.time() + 0.3))
-        for order in (["o-1"], None, "o-none", name):
+        await nc.publish("notifications.email", b"[" * 200_000)  # too deep for the parser
+        for order in (["o-1"], None, "", "\ud800", "o-*", "o-none", name):
             await nc.publish("notifications.email", json.dumps({"order": order}).encode())
 
         async def look() -> bool:
