@@ -258,6 +258,11 @@ async def test_a_stream_is_deleted_though_requests_are_not_answered(lab: Lab) ->
     with pytest.raises(NotFoundError):
         await js.stream_info("S")
     await lab.delete_stream("S")  # it is not there: all is well
+    for _ in range(20):  # no node has its files any more, in the moment that it comes back
+        await js.add_stream(name="S", subjects=["s"], num_replicas=3, description=lab.mark)
+        await until(lambda: lab.cluster.has_files_of("S"), 5, "the files")
+        await lab.delete_stream("S")
+        assert not lab.cluster.has_files_of("S")
     await nc.close()
 
 

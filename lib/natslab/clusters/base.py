@@ -79,6 +79,10 @@ class Cluster(ABC):
     async def close(self) -> None:
         """Give back what this object holds."""
 
+    def has_files_of(self, stream: str) -> bool:
+        """A running node still has files of this stream; False where they are out of reach."""
+        return False
+
     # The verbs.
     async def kill(self, node: str) -> Event:
         """SIGKILL: the node gets no chance to say goodbye."""

@@ -215,6 +215,13 @@ class Embedded(Cluster):
         """The process has ended."""
         return self.processes[node].poll() is not None
 
+    def has_files_of(self, stream: str) -> bool:
+        """A running node still has files of this stream."""
+        running = (node for node, process in self.processes.items() if process.poll() is None)
+        return any(
+            any((self.folder / node).glob(f"jetstream/*/streams/{stream}")) for node in running
+        )
+
     def _hopeless(self, node: str) -> str:
         """Its process has ended: nothing will be seen on it."""
         if self.processes[node].poll() is None:
