@@ -174,6 +174,8 @@ def outputs(lesson: Lesson) -> Iterator[str]:
         )
         if output["output_type"] == "error":
             yield f"code cell {number} shows an error"
+        if output["output_type"] == "execute_result" and "\n" not in shown:
+            yield f"code cell {number} shows a value that is no table: {shown}"
         if output.get("name") == "stderr":
             yield f"code cell {number} writes to stderr"
         if "\x1b" in shown:
