@@ -424,12 +424,13 @@ def make_venv(minors, lock: int) -> None:
     if VENV.is_symlink():
         VENV.unlink()
     elif VENV.exists():
-        old = CACHE / "venv-old"  # in one step: one that is half-deleted may have lost its stamp
-        shutil.rmtree(old, ignore_errors=True)
-        VENV.rename(old)
-        shutil.rmtree(old)
-    VENV.mkdir()
+        # In one step: what is half-deleted may have lost its stamp.
+        shutil.rmtree(CACHE / "venv-old", ignore_errors=True)
+        VENV.rename(CACHE / "venv-old")
+    # A Python of the old one that still starts makes the folders anew in which it caches modules.
+    VENV.mkdir(exist_ok=True)
     STAMP.touch()  # from here on it is ours, and half-made
+    shutil.rmtree(CACHE / "venv-old", ignore_errors=True)  # not before: it takes seconds
     options = ["--without-pip"] if without_pip else []
     done, tail = logged([base, "-m", "venv", *options, VENV], lock)
     if not done:

@@ -311,6 +311,7 @@ def test_interrupted_moved_and_changed(tmp_path, with_uv):
 
     interrupt(signal.SIGKILL)
     done = call(folder, ENSURE, env=with_uv)
+    assert done.returncode == 0, done
     assert ".venv is not complete: mending it" in done.stdout, done
     assert is_complete(folder)
 
@@ -353,6 +354,27 @@ def test_an_environment_that_another_run_makes_anew_is_not_foreign(tmp_path, wit
     assert run.returncode == 0, said
     assert is_complete(folder)
     assert not (folder / ".cache" / "venv-old").exists()
+
+
+WRITTEN_MEANWHILE = """
+import shutil, up
+rmtree = shutil.rmtree
+def meanwhile(path, **more):
+    rmtree(path, **more)
+    (up.VENV / "lib").mkdir(parents=True, exist_ok=True)
+shutil.rmtree = meanwhile
+up.ensure()
+"""
+
+
+def test_a_python_of_the_old_environment_may_write_while_that_goes(tmp_path, with_uv):
+    """It makes the folders of its cache anew: those without a stamp would be somebody else's."""
+    folder = copy_course(tmp_path / "course")
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "natslab.json").touch()
+    done = call(folder, WRITTEN_MEANWHILE, env=with_uv)
+    assert done.returncode == 0, done
+    assert is_complete(folder)
 
 
 def test_failing_shims_on_path_are_passed_over(course, tmp_path, old_python):
