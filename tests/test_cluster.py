@@ -209,6 +209,28 @@ async def test_settled_outlives_the_death_of_the_server(lab: Lab) -> None:
     await nc.close()
 
 
+async def test_a_connection_hears_after_a_flush_that_nobody_waited_for(lab: Lab) -> None:
+    """nats-py 2.16 does not outlive a flush that was cancelled, or answered when its time was out."""
+    nc = await nats.connect(**lab.options)
+    for steps in range(12):  # each where another step of it is under way
+        settling = asyncio.create_task(settled(nc))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        settling.cancel()
+        await asyncio.wait([settling])
+        assert await nc.jetstream().account_info(), f"deaf after {steps} steps"
+
+    node = lab.node_of(nc)
+    assert node is not None
+    await lab.pause(node)
+    settling = asyncio.create_task(settled(nc))
+    await asyncio.wait([settling], timeout=2.5)  # more than it gives one flush
+    await lab.resume(node)
+    await settling
+    assert await nc.jetstream().account_info()
+    await nc.close()
+
+
 async def test_a_node_is_back_when_the_leader_counts_it_in(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

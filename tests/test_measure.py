@@ -155,6 +155,22 @@ async def test_throughput_counts_calls_and_hides_no_error() -> None:
     assert asyncio.all_tasks() == before, "nobody goes on"
 
 
+async def test_throughput_lets_the_calls_under_way_end() -> None:
+    begun, ended = [], []
+
+    async def call(number: int) -> None:
+        begun.append(number)
+        await asyncio.sleep(0.05)
+        ended.append(number)
+
+    before = asyncio.all_tasks()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.12):
+            await measure.throughput(call, 1_000, 2)
+    assert ended == begun == list(range(6))
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_stall_counts_against_none_of_those_that_take_turns() -> None:
     rates, asked = {"slow": [1.0, 2.0, 3.0], "fast": [9.0, 0.1, 8.0]}, []
 
