@@ -611,9 +611,10 @@ def serve(python: Path, port: int, browser: bool, more: dict) -> bool:
     if ready and child.returncode == 0:
         say("JupyterLab has ended")
         return True
-    if not ready and not is_free(port):
-        return False
     lines = log.read_text(errors="replace").splitlines()[-12:]
+    refused = any(f"port {port} is not available" in line for line in lines)
+    if not ready and (refused or not is_free(port)):
+        return False
     raise SystemExit("\n".join([*lines, f"JupyterLab failed: its last lines are above ({log})."]))
 
 

@@ -245,6 +245,34 @@ def test_warm_start_moves_off_a_taken_port_and_ctrl_c_leaves_nothing(course):
         assert "JupyterLab has ended" in out.read_text()
 
 
+TAKEN_FOR_A_MOMENT = """
+import socket, sys, up
+free_port, wait_until_ready, other = up.free_port, up.wait_until_ready, socket.socket()
+def taken():
+    port = free_port()
+    if other.fileno() >= 0:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+    return port
+def gone(*args):
+    ready = wait_until_ready(*args)
+    other.close()
+    if ready:
+        raise KeyboardInterrupt
+    return ready
+up.free_port, up.wait_until_ready = taken, gone
+sys.exit(up.main())
+"""
+
+
+def test_a_port_that_another_program_had_for_a_moment(course):
+    """As two that start at once: the other has ended again when this one looks at the port."""
+    done = call(course, TAKEN_FOR_A_MOMENT, "--no-browser")
+    assert done.returncode == 0, done
+    assert done.stdout.count("starting JupyterLab on port") == 2
+    assert "JupyterLab has ended" in done.stdout
+
+
 def test_explicit_port_that_is_taken(course):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
