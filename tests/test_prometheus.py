@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import helpers
 import natslab
 import psutil
 import pytest
 from helpers import labs_in, nothing_left, processes_in
-from natslab import LabError, prometheus
+from natslab import LabError, prometheus, until
 from natslab.clusters import keeper
 from natslab.prometheus import Prometheus, free_port
 
@@ -224,7 +225,21 @@ def test_a_free_port_is_free_new_and_in_the_range(
 
 
 @needs_prometheus
-async def test_two_starts_at_once_end_in_one(home: Path) -> None:
+async def test_two_starts_at_once_end_in_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is answered, and before it hears that, the second has replaced it."""
+    launch, get, launched = Prometheus._launch, Prometheus._get, []
+
+    def launching(self: Prometheus, folder: Path, rules: Path) -> None:
+        launch(self, folder, rules)
+        launched.append(self)
+
+    async def late(self: Prometheus, path: str) -> dict[str, Any]:
+        said = await get(self, path)
+        await until(lambda: len(launched) == 2, timeout=15)
+        return said
+
+    monkeypatch.setattr(Prometheus, "_launch", launching)
+    monkeypatch.setattr(Prometheus, "_get", late)
     starts = [Prometheus.start(["127.0.0.1:1"]) for _ in range(2)]
     outcomes = await asyncio.gather(*starts, return_exceptions=True)
     (refused,) = [one for one in outcomes if isinstance(one, LabError)]

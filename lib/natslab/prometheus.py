@@ -178,9 +178,11 @@ class Prometheus:
 
     async def _ready(self) -> None:
         end = time.monotonic() + START_DEADLINE
-        while not self.version:
-            if Prometheus._open is not self:
+        while True:
+            if Prometheus._open is not self:  # also while it gave its answer
                 raise LabError("Another Prometheus.start() has replaced this one.")
+            if self.version:
+                return
             if self._process and self._process.poll() is not None:
                 raise LabError(f"Prometheus did not start: {self._last_words()}")
             try:
