@@ -419,6 +419,24 @@ def modules(lesson: Lesson) -> Iterator[str]:
             yield f"{name}: two of its cells define {', '.join(sorted(both))}"
 
 
+def coroutines(lesson: Lesson) -> Iterator[str]:
+    """A function that is interrupted before it awaits one leaves a warning in somebody else's cell."""
+    nodes = list(itertools.chain.from_iterable(map(ast.walk, lesson.trees)))
+    own = {
+        node.name
+        for node in nodes
+        if isinstance(node, ast.AsyncFunctionDef)
+        and not any(isinstance(part, ast.Yield) for part in ast.walk(node))
+    }
+
+    def begins(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and getattr(node.func, "id", "") in own
+
+    for node in filter(begins, nodes):
+        if handed := next(filter(begins, getattr(node, "args", [])), None):
+            yield f"{ast.unparse(node)}: hand over the function, not {ast.unparse(handed)}"
+
+
 def charts(lesson: Lesson) -> Iterator[str]:
     for number, output in lesson.outputs():
         if png := output.get("data", {}).get("image/png"):
@@ -451,6 +469,7 @@ RULES: list[Rule] = [
     marks,
     keys,
     modules,
+    coroutines,
     charts,
 ]
 
@@ -580,6 +599,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "StreamConfig(name='X')": "StreamConfig without",
     "await retry(js.publish, 'x', {'Nats-Msg-Id': '7'})": "does not know error 10158",
     "lab.write_module('shop.py')": "shop.py: cells begin with its name",
+    "async def f(work): ...\nasync def g(): ...\nawait f(g())": "hand over the function, not g()",
     "x = 1\n" * 26: "lines, at most 25",
     "await lab.kill('n1')": "the event of a drill is not kept",
     "gone = await lab.kill('n1')\ncheck('nothing is lost', True)": "no claim names what the drill 'gone'",
