@@ -209,8 +209,26 @@ async def test_settled_outlives_the_death_of_the_server(lab: Lab) -> None:
     await nc.close()
 
 
+async def test_a_flush_cut_short_leaves_its_connection_deaf(lab: Lab) -> None:
+    """As 01 says of nats-py 2.16. When this fails, a newer one has mended it, and 01 need not."""
+    node = lab.nodes[0]
+    timed_out, cancelled = [await nats.connect(**lab.server_at(node)) for _ in range(2)]
+    await lab.pause(node)
+    with pytest.raises(nats.errors.FlushTimeoutError):
+        await timed_out.flush(timeout=0.05)
+    flush = asyncio.create_task(cancelled.flush())
+    await until(lambda: cancelled._pongs, what="the flush to be under way")
+    flush.cancel()
+    await lab.resume(node)
+    for nc in (timed_out, cancelled):
+        with pytest.raises(nats.errors.TimeoutError):
+            await nc.request("$JS.API.INFO", timeout=2)
+        assert nc.is_connected, "it does not know"
+        await nc.close()
+
+
 async def test_a_connection_hears_after_a_flush_that_nobody_waited_for(lab: Lab) -> None:
-    """nats-py 2.16 does not outlive a flush that was cancelled, or answered when its time was out."""
+    """Of a client that does not outlive one that is cancelled, or answered when its time is out."""
     nc = await nats.connect(**lab.options)
     for steps in range(12):  # each where another step of it is under way
         settling = asyncio.create_task(settled(nc))

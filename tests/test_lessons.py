@@ -421,10 +421,9 @@ def modules(lesson: Lesson) -> Iterator[str]:
 
 def coroutines(lesson: Lesson) -> Iterator[str]:
     """A function that is interrupted before it awaits one leaves a warning in somebody else's cell."""
-    nodes = list(itertools.chain.from_iterable(map(ast.walk, lesson.trees)))
     own = {
         node.name
-        for node in nodes
+        for node in itertools.chain.from_iterable(map(ast.walk, lesson.trees))
         if isinstance(node, ast.AsyncFunctionDef)
         and not any(isinstance(part, ast.Yield) for part in ast.walk(node))
     }
@@ -432,9 +431,9 @@ def coroutines(lesson: Lesson) -> Iterator[str]:
     def begins(node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and getattr(node.func, "id", "") in own
 
-    for node in filter(begins, nodes):
-        if handed := next(filter(begins, getattr(node, "args", [])), None):
-            yield f"{ast.unparse(node)}: hand over the function, not {ast.unparse(handed)}"
+    for _, call in lesson.calls():
+        if begins(call) and (handed := next(filter(begins, call.args), None)):
+            yield f"{ast.unparse(call)}: hand over the function, not {ast.unparse(handed)}"
 
 
 def charts(lesson: Lesson) -> Iterator[str]:

@@ -20,6 +20,7 @@ from nats.js.errors import ServiceUnavailableError
 
 from natslab import workers
 from natslab.errors import CheckFailed, LabError
+from natslab.tasks import by_itself
 
 # Calls that may be repeated to show both sides of a false claim, because they change nothing.
 PURE = {"abs", "all", "any", "dict", "len", "list", "max", "min", "round", "set", "sorted", "sum"}
@@ -192,10 +193,11 @@ async def _flushed(nc: Client) -> bool:
     nats-py 2.16 meets the late answer with an error that ends its reader (`Client._process_pong`):
     the connection looks open and hears nothing, for minutes.
     """
-    flush = asyncio.ensure_future(nc.flush(timeout=60))
-    flush.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen by somebody
-    ended, _ = await asyncio.wait([flush], timeout=2)
-    return any(one.result() is None for one in ended)
+    flush = by_itself(nc.flush(timeout=60))
+    await asyncio.wait([flush], timeout=2)
+    if flush.done():
+        await flush  # raises what ended it
+    return flush.done()
 
 
 async def _answered(ask: Callable[[], Awaitable[Any]]) -> bool:

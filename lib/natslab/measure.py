@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 
 from natslab.check import settled
 from natslab.clusters.base import Event
-from natslab.tasks import together
+from natslab.tasks import by_itself, together
 
 Call = Callable[[int], Awaitable[Any]]  # the number of the call -> what to do
 
@@ -154,7 +154,7 @@ async def throughput(call: Call, n: int, limit: int = 1) -> float:
         # Before the event loop takes over: it sends what the client has buffered.
         return start, time.perf_counter()
 
-    calls = asyncio.ensure_future(together(caller() for _ in range(limit)))
+    calls = by_itself(together(caller() for _ in range(limit)))
     try:
         await asyncio.wait([calls])
     finally:

@@ -20,9 +20,16 @@ async def together[T](work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
+def by_itself[T](work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task that nobody need wait for: asyncio does not tell, in some later cell, that it failed."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
     """Wait for `work`, which a cancel that comes meanwhile does not stop: it is waited for, 5 s."""
-    task = asyncio.ensure_future(work)
+    task = by_itself(work)
     try:
         await asyncio.shield(task)
     finally:
