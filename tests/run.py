@@ -34,7 +34,7 @@ CACHE = ROOT / ".cache"
 RESULTS = CACHE / "results"
 RUNS, COMPOSE_RUNS = "tests/test_lessons_run.py", "tests/test_lessons_compose.py"
 AGAIN = "tests/test_lessons_again.py"
-CONTAINERS = ["tests/test_compose_cluster.py", "tests/test_compose_verbs.py"]
+CONTAINERS = [f"tests/test_compose_{what}.py" for what in ("cluster", "verbs", "regions")]
 # Tests ask for the kind of cluster that they mean; nothing in the environment may choose for them.
 CLUSTER_VARIABLES = ("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_SERVER")
 CLUSTER_VARIABLES += ("NATSLAB_CLUSTER", "NATSLAB_PORTS", "NATSLAB_COMPOSE_PROJECT")

@@ -224,8 +224,10 @@ def test_one_table_of_ports(engine: None) -> None:
     """What Compose makes of its file against what Python believes, whatever Compose is told here."""
     shown = compose_cli._compose(compose_cli.find_compose(), "config", "--format", "json").stdout
     config = json.loads(shown)
-    assert set(config["services"]) == set(compose_cli.PORTS) == set(compose.NODES)
-    for node, (client, monitor) in compose_cli.PORTS.items():
+    assert set(compose_cli.PORTS) == set(compose.NODES)
+    every = compose_cli.PORTS | compose_cli.REGION_PORTS
+    assert set(config["services"]) == {*every, compose_cli.WAN, "prometheus"}
+    for node, (client, monitor) in every.items():
         service = config["services"][node]
         published = {
             (port["host_ip"], int(port["published"]), port["target"]) for port in service["ports"]
@@ -233,6 +235,7 @@ def test_one_table_of_ports(engine: None) -> None:
         assert published == {("127.0.0.1", client, 4222), ("127.0.0.1", monitor, 8222)}
         assert service["environment"]["SERVER_NAME"] == node
         assert service["environment"]["CLIENT_ADVERTISE"] == f"127.0.0.1:{client}"
+    for node, (client, monitor) in compose_cli.PORTS.items():
         assert compose.NODES[node].url == f"nats://127.0.0.1:{client}"
         assert compose.NODES[node].monitor == f"http://127.0.0.1:{monitor}"
 

@@ -1,6 +1,7 @@
 """One table for processes, containers and pods: its settings are what nats-server accepts."""
 
 import itertools
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -72,6 +73,22 @@ def test_the_settings_of_compose_are_those_of_the_plan() -> None:
         ports = [f"{node.at.told}:4222", f"{node.at.monitor_url.removeprefix('http://')}:8222"]
         assert compose["services"][name]["ports"] == ports
         assert node.conf == "nats.conf"
+
+
+def test_the_regions_of_compose_are_those_of_the_plan() -> None:
+    compose = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["services"]
+    planned, doors = plan.container_regions()
+    for name, node in planned.nodes.items():
+        service = compose[name]
+        assert service["environment"] == node.settings
+        assert service["command"] == ["-c", f"/etc/nats/{node.conf}"]
+        ports = [f"{node.at.told}:4222", f"{node.at.monitor_url.removeprefix('http://')}:8222"]
+        assert service["ports"] == ports
+        assert service["profiles"] == compose["wan"]["profiles"] == ["regions"]
+    told = json.loads((ROOT / "infra" / "wan.json").read_text())
+    assert {link: {int(port): to for port, to in door.items()} for link, door in told.items()} == (
+        doors
+    )
 
 
 @pytest.mark.servers

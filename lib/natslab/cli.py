@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     anchor()
     parser = argparse.ArgumentParser(prog="natslab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="start the compose cluster")
+    up = commands.add_parser("up", help="start the compose cluster")
+    up.add_argument("--regions", action="store_true", help="the two regions of lesson 20 instead")
     down = commands.add_parser("down", help="stop the compose cluster")
     down.add_argument("--volumes", "-v", action="store_true", help="delete its data too")
     commands.add_parser("status", help="show the nodes of the compose cluster")
@@ -63,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 1
 
 
-def _up(_: argparse.Namespace) -> int:
-    compose_cli.up()
-    return _status(_)
+def _up(asked: argparse.Namespace) -> int:
+    compose_cli.up(regions=asked.regions)
+    return _status(asked)
 
 
 def _down(asked: argparse.Namespace) -> int:

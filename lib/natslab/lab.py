@@ -107,17 +107,19 @@ class Lab:
         self.accounts: dict[str, Place] = {}
         self.links: dict[str, Link] = {}
         self.certificates: Certificates | None = None
-        if isinstance(cluster, Embedded):
+        if isinstance(cluster, Embedded | compose.Compose):
             self.regions = {
                 name: self._place(name, nodes, cluster.regions[name])
                 for name, nodes in cluster.plan.regions.items()
                 if name  # a cluster that is alone has none
             }
+            self.links = cluster.links
+        if isinstance(cluster, Embedded):
             self.accounts = {
                 name: self._place(name, self.nodes, options)
                 for name, options in cluster.accounts.items()
             }
-            self.links, self.certificates = cluster.links, cluster.certificates
+            self.certificates = cluster.certificates
 
     @classmethod
     async def start(
@@ -136,7 +138,7 @@ class Lab:
         `kind` (or $NATSLAB_CLUSTER) asks for one of "embedded", "compose", "external". `regions`, such
         as {"us-east": 3, "eu-west": 3}, asks for several clusters, `joined` by "leaf" links with a
         JetStream domain each or by "gateway"; `secure` for TLS and the accounts SHOP and PAY: both
-        are embedded, whatever else is there. Streams and
+        are embedded, whatever else is there, but for the two regions that compose has when they are up. Streams and
         buckets that an earlier run of the same `lesson` left on a shared cluster are deleted: those
         whose description is `lab.mark`, no others. Raises LabError, also when the cluster has fewer
         than `nodes` nodes, and when a parameter of the notebook is below the minimum stated there. A
@@ -446,9 +448,10 @@ class Lab:
         if self.kind == "embedded":
             return  # a private store: nothing from before, nothing for later
         try:
-            await ready.delete_those(
-                self._options, lambda config: config.description == self.mark, 15 * patience()
-            )
+            for each in [place.options for place in self.regions.values()] or [self._options]:
+                await ready.delete_those(
+                    each, lambda config: config.description == self.mark, 15 * patience()
+                )
         except (TimeoutError, nats.errors.Error) as error:
             raise LabError(
                 f"The streams of this lesson could not be deleted ({error or 'timeout'}); its next "
@@ -506,6 +509,9 @@ async def _cluster(kind: str | None, folder: Path, needs: Needs, nodes: int) -> 
     if kind not in (None, *KINDS):
         raise LabError(f"NATSLAB_CLUSTER={kind}: choose one of {', '.join(KINDS)}.")
     urls = urls_of(setting("NATS_URL")) if kind in (None, "external") else []
+    from_compose = not urls and kind in (None, "compose") and needs == Needs(compose.SIZES)
+    if from_compose and await compose.has_regions():
+        return await compose.Compose.join_regions(), ""
     if kind is None:
         kind = "external" if urls else "compose" if await compose.is_up() else "embedded"
     if str(needs) or kind == "embedded":

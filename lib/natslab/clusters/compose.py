@@ -3,37 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from natslab.clusters import server
+from natslab.clusters import plan, ready, server
 from natslab.clusters.base import Cluster, Event, Node
-from natslab.clusters.compose_cli import PORTS, project, require_engine
+from natslab.clusters.compose_cli import PORTS, REGION_PORTS, WAN, project, require_engine
+from natslab.clusters.links import Link, links_between
+from natslab.clusters.plan import Plan
+from natslab.clusters.ready import START_DEADLINE
 from natslab.clusters.turns import Turns
 from natslab.errors import LabError
+from natslab.tasks import together
 
-NODES = {
-    name: Node(name, f"nats://127.0.0.1:{client}", f"http://127.0.0.1:{monitor}")
-    for name, (client, monitor) in PORTS.items()
-}
 
+def _nodes(ports: Mapping[str, tuple[int, int]]) -> dict[str, Node]:
+    return {
+        name: Node(name, f"nats://127.0.0.1:{client}", f"http://127.0.0.1:{monitor}")
+        for name, (client, monitor) in ports.items()
+    }
+
+
+NODES = _nodes(PORTS)
+REGIONS, _ = plan.container_regions()
+SIZES = {region: len(nodes) for region, nodes in REGIONS.regions.items()}
 
 DOCKER_SECONDS = 30.0  # a stop of a container takes 1 to 2 s, all else less
+RELAY_SECONDS = 10.0  # to be told what a link shall be: 0.1 s
 
 
 async def is_up() -> bool:
     """True when a node of the compose cluster answers on its published monitoring port."""
-    seen = await asyncio.gather(*(server.ask(f"{n.monitor}/varz", 0.5) for n in NODES.values()))
-    return any(node and node.get("cluster", {}).get("name") == project() for node in seen)
+    return await _any_answers(NODES, {project()})
+
+
+async def has_regions() -> bool:
+    """True when a node of the compose regions answers."""
+    return await _any_answers(_nodes(REGION_PORTS), {*SIZES})
+
+
+async def _any_answers(nodes: Mapping[str, Node], clusters: set[str]) -> bool:
+    seen = await asyncio.gather(*(server.ask(f"{n.monitor}/varz", 0.5) for n in nodes.values()))
+    return any(node and node.get("cluster", {}).get("name") in clusters for node in seen)
 
 
 @dataclass
 class Compose(Cluster):
-    """The three containers n1, n2, n3."""
+    """The three containers n1, n2, n3, or those of two regions and the relay between them.
+
+    `regions` holds what `nats.connect` needs for each region, as does that of `Embedded`.
+    """
 
     kind: ClassVar[str] = "compose"
     turns: Turns = field(default_factory=Turns)
+    plan: Plan = field(default_factory=lambda: Plan({}))
+    regions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    links: dict[str, Link] = field(default_factory=dict)
 
     @classmethod
     async def join(cls) -> Compose:
@@ -45,24 +74,60 @@ class Compose(Cluster):
         await asyncio.to_thread(require_engine)
         if not await is_up():
             raise LabError("The compose cluster is not up: run `natslab up`.")
-        self = cls(nodes=NODES, options={"servers": [node.url for node in NODES.values()]})
+        options = {"servers": [node.url for node in NODES.values()]}
+        return await cls(nodes=NODES, options=options)._joined()
+
+    @classmethod
+    async def join_regions(cls) -> Compose:
+        """The same with the running regions of compose."""
+        await asyncio.to_thread(require_engine)
+        if not await has_regions():
+            raise LabError("The regions of compose are not up: run `natslab up --regions`.")
+        nodes, turns = _nodes(REGION_PORTS), Turns("regions")
+        regions = {
+            region: {"servers": [nodes[name].url for name in names]}
+            for region, names in REGIONS.regions.items()
+        }
+        first = next(iter(regions.values()))
+        self = cls(nodes=nodes, options=first, turns=turns, plan=REGIONS, regions=regions)
+        self.links = links_between(REGIONS, regions, Wan(turns), self.events)
+        return await self._joined()
+
+    async def _joined(self) -> Compose:
         try:
             await self.turns.share()
             await self._start_missing()
             await self.prove_ready(timeout=20.0)  # an election takes up to 10 s
+            for link in self.links.values():  # an interrupted lesson may have left it in any state
+                await link.reset()
+                await link.stands()
+            if self.turns.drilling:
+                self.turns.over()
         except BaseException:
             self.turns.end()
             raise
         self.turns.each_cell()
         return self
 
+    async def prove_ready(self, timeout: float = START_DEADLINE) -> None:
+        """As for every cluster, and in every region."""
+        if not self.regions:
+            await super().prove_ready(timeout)
+        try:
+            await together(ready.prove(options, timeout) for options in self.regions.values())
+        except ready.NotReady as error:
+            raise LabError(await self._not_ready(error)) from None
+
     async def mend(self) -> None:
         """Start what a drill left down, or the next lesson would have to."""
         if self.turns.drilling:
-            await self._start_missing()
+            await self.make_whole()
 
     async def make_whole(self, timeout: float = 30.0) -> None:
         """Bring back what a drill has left frozen, dead or cut off."""
+        for link in self.links.values():
+            if not link.is_whole():
+                await link.reset()
         await self._start_missing()
 
     async def _start_missing(self) -> None:
@@ -118,11 +183,50 @@ class Compose(Cluster):
 
     async def _seen(self, *args: Any, **kwargs: Any) -> None:
         await super()._seen(*args, **kwargs)
-        if self.turns.drilling and not await self.unhealthy():
+        whole = all(link.is_whole() for link in self.links.values())
+        if self.turns.drilling and whole and not await self.unhealthy():
             self.turns.over()
 
     def _how_to_mend(self) -> str:
-        return "Start the missing nodes with `natslab up` and run this cell again."
+        up = "natslab up --regions" if self.regions else "natslab up"
+        return f"Start the missing nodes with `{up}` and run this cell again."
+
+
+@dataclass
+class Wan:
+    """The relay between the regions: a container that is told on its standard input.
+
+    What a link shall be holds for everybody, so whoever says it takes the turn for a drill.
+    """
+
+    turns: Turns
+
+    async def set(self, wish: Mapping[str, Any]) -> None:
+        """Send `wish` and wait until it holds. Raises LabError when the relay is gone."""
+        await self.turns.drill()
+        attach = await asyncio.create_subprocess_exec(
+            *("docker", "attach", "--sig-proxy=false", container(WAN)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert attach.stdin is not None and attach.stdout is not None
+        said = b""
+        try:
+            with suppress(
+                TimeoutError, ConnectionError
+            ):  # it ended at once: there is no such container
+                async with asyncio.timeout(RELAY_SECONDS):
+                    attach.stdin.write(json.dumps(wish).encode() + b"\n")
+                    said = await attach.stdout.readline()
+        finally:
+            with suppress(ProcessLookupError):
+                attach.kill()
+            await attach.wait()
+        if not said:
+            raise LabError(
+                "The relay between the regions does not answer: run `natslab up --regions`."
+            )
 
 
 def container(node: str) -> str:

@@ -13,21 +13,28 @@ import subprocess
 import sys
 import time
 import urllib.error
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from natslab.clusters.plan import published
+from natslab.clusters.plan import container_regions, published
 from natslab.clusters.ports import is_free
 from natslab.clusters.server import open_url
 from natslab.errors import LabError
 from natslab.paths import CACHE, ROOT, setting
 
 COMPOSE_FILE = ROOT / "infra" / "compose.yaml"
+PROFILES = ["--profile", "prometheus", "--profile", "regions"]  # `up` names the services it wants
 
 # Node -> (client port, monitoring port) on 127.0.0.1. compose.yaml says the same, and a test
 # compares the two.
 PORTS = {f"n{number}": published(number) for number in (1, 2, 3)}
+# The same for the nodes of the two regions, which are there when asked for.
+REGION_PORTS = {
+    name: published(number) for number, name in enumerate(container_regions()[0].nodes, 11)
+}
+WAN = "wan"  # the relay between them, which is no node
 
 ENGINE_SECONDS = 5.0  # a live engine answers in 0.05 s
 PULL_SECONDS = 300.0  # 10 MB, also over a poor network
@@ -103,8 +110,10 @@ def require_engine() -> str:
     )
 
 
-def up(timeout: float = 60) -> None:
+def up(timeout: float = 60, *, regions: bool = False) -> None:
     """Start the cluster, or what is missing of it, and wait until every node is healthy.
+
+    With `regions` not n1, n2 and n3, but the two regions and the relay between them.
 
     Dead nodes start again, paused ones go on, nodes cut off the network are made anew;
     streams are kept. When nothing ran before and it fails, nothing is left behind.
@@ -115,35 +124,39 @@ def up(timeout: float = 60) -> None:
     """
     require_engine()
     compose = find_compose()
-    nodes = _list_nodes(compose)
+    ports = REGION_PORTS if regions else PORTS
+    services = [*ports, *([WAN] if regions else [])]
+    there = _containers(compose)
+    ours = {name: state for name, (state, _) in there.items() if name in services}
     kept = _volumes()
-    _require_free_ports(nodes)
-    _require_image(compose)
+    _require_free_ports(ports, ours)
+    _require_images(compose, services)
     (CACHE / "prometheus").mkdir(parents=True, exist_ok=True)  # Docker would make it as root
     try:
         # `compose up` cannot start a paused container.
-        if paused := [row["node"] for row in nodes if row["state"] == "paused"]:
+        if paused := [name for name, state in ours.items() if state == "paused"]:
             _compose(compose, "unpause", *paused)
         # Without --wait, which gives up at once on a node that is only red because the
         # others were dead until now.
-        _compose(compose, "up", "--detach", "--pull", "never")
-        _wait_until_healthy(compose, timeout)
+        _compose(compose, "up", "--detach", "--pull", "never", *services)
+        _wait_until_healthy(compose, ports, timeout)
     except BaseException:  # Ctrl-C too
-        if not nodes:
-            with suppress(ComposeError):  # the first failure is the one to tell
+        with suppress(ComposeError):  # the first failure is the one to tell
+            if not there:
                 _compose(compose, "down", *([] if kept else ["--volumes"]))
+            elif not ours:
+                _compose(compose, "rm", "--stop", "--force", *services)
         raise
 
 
 def down(volumes: bool = True) -> None:
-    """Stop the cluster, and Prometheus; remove their containers and, with `volumes`, the streams.
+    """Stop cluster, regions and Prometheus; remove their containers and, with `volumes`, the streams.
 
     Raises:
         ComposeError: Docker or Compose is missing or failed.
     """
     require_engine()
-    all_services = [*find_compose(), "--profile", "prometheus"]
-    _compose(all_services, "down", *(["--volumes"] if volumes else []))
+    _compose(find_compose(), "down", *(["--volumes"] if volumes else []))
 
 
 def status() -> list[dict[str, str]]:
@@ -156,7 +169,17 @@ def status() -> list[dict[str, str]]:
         ComposeError: Docker or Compose is missing or failed.
     """
     require_engine()
-    return _list_nodes(find_compose())
+    there, ports = _containers(find_compose()), PORTS | REGION_PORTS
+    return [
+        {
+            "node": name,
+            "state": state,
+            "health": health,
+            "url": f"nats://127.0.0.1:{ports[name][0]}",
+        }
+        for name, (state, health) in there.items()
+        if name in ports  # neither Prometheus nor the relay is a node
+    ]
 
 
 def _compose_candidates() -> list[list[str]]:
@@ -188,25 +211,28 @@ def _major(version: str) -> int:
     return int(first) if first.isdigit() else 0
 
 
-def _require_free_ports(nodes: list[dict[str, str]]) -> None:
+def _require_free_ports(ports: Mapping[str, tuple[int, int]], states: Mapping[str, str]) -> None:
     """Ask before Compose does: it finds out after it has made containers."""
-    ours = [row["node"] for row in nodes if row["state"] in ("running", "paused")]
-    for name, ports in PORTS.items():
-        for port in ports:
-            if name not in ours and not is_free(port):
+    for name, pair in ports.items():
+        for port in pair:
+            if states.get(name) not in ("running", "paused") and not is_free(port):
                 raise ComposeError(_port_taken(f"Port {port}"))
 
 
 def _port_taken(which: str) -> str:
     return (
         f"{which} on 127.0.0.1 is taken and the compose cluster needs 4221-4223 and "
-        "8221-8223: stop what uses it (`lsof -i :PORT` names it)."
+        "8221-8223, its regions 4231-4236 and 8231-8236: stop what uses it (`lsof -i :PORT` names it)."
     )
 
 
-def _require_image(compose: list[str]) -> None:
-    """Pull the image when it is not there; on its own, so that it has a limit and a sentence."""
-    image = _compose(compose, "config", "--images").stdout.split()[0]
+def _require_images(compose: list[str], services: Iterable[str]) -> None:
+    """Pull what is not there; on its own, so that it has a limit and a sentence."""
+    for image in sorted({*_compose(compose, "config", "--images", *services).stdout.split()}):
+        _require_image(image)
+
+
+def _require_image(image: str) -> None:
     if _run(["docker", "image", "inspect", image], COMMAND_SECONDS).returncode == 0:
         return
     try:
@@ -229,15 +255,22 @@ def _volumes() -> list[str]:
     ).stdout.split()
 
 
-def _wait_until_healthy(compose: list[str], timeout: float) -> None:
+def _wait_until_healthy(
+    compose: list[str], ports: Mapping[str, tuple[int, int]], timeout: float
+) -> None:
     """Until /healthz on the published ports and Docker's own check agree that all is well."""
     deadline = time.monotonic() + timeout
     while True:
-        nodes = {row["node"]: row for row in _list_nodes(compose)}
-        wrong = {name: why for name in PORTS if (why := _what_is_wrong(name, nodes.get(name)))}
+        there = _containers(compose)
+        states = {name: there.get(name, ("missing", "")) for name in ports}
+        wrong = {
+            name: why
+            for name, (_, monitor) in ports.items()
+            if (why := _what_is_wrong(*states[name], monitor))
+        }
         if not wrong:
             return
-        ended = [name for name in wrong if nodes.get(name, {}).get("state") == "exited"]
+        ended = [name for name in wrong if states[name][0] == "exited"]
         if ended or time.monotonic() > deadline:
             name = (ended or list(wrong))[0]
             log = _compose(compose, "logs", "--no-log-prefix", "--tail", "3", name).stdout
@@ -248,12 +281,10 @@ def _wait_until_healthy(compose: list[str], timeout: float) -> None:
         time.sleep(0.3)
 
 
-def _what_is_wrong(name: str, node: dict[str, str] | None) -> str:
-    if node is None or node["state"] != "running":
-        return f"its container is {node['state'] if node else 'missing'}"
-    return _healthz(PORTS[name][1]) or (
-        "" if node["health"] == "healthy" else f"Docker says {node['health']}"
-    )
+def _what_is_wrong(state: str, health: str, monitor: int) -> str:
+    if state != "running":
+        return f"its container is {state}"
+    return _healthz(monitor) or ("" if health == "healthy" else f"Docker says {health}")
 
 
 def _healthz(port: int) -> str:
@@ -269,28 +300,19 @@ def _healthz(port: int) -> str:
         return "no answer from its /healthz"
 
 
-def _list_nodes(compose: list[str]) -> list[dict[str, str]]:
+def _containers(compose: list[str]) -> dict[str, tuple[str, str]]:
+    """Service -> state and health of its container, for those that have one."""
     text = _compose(compose, "ps", "--all", "--format", "json").stdout.strip()
     # One object per line; before 2.21 it was one array.
     rows = json.loads(text) if text.startswith("[") else map(json.loads, text.splitlines())
-    nodes = [
-        {
-            "node": row["Service"],
-            "state": row["State"],
-            "health": row["Health"],
-            "url": f"nats://127.0.0.1:{PORTS[row['Service']][0]}",
-        }
-        for row in rows
-        if row["Service"] in PORTS  # Prometheus is no node
-    ]
-    return sorted(nodes, key=lambda node: node["node"])
+    return dict(sorted((row["Service"], (row["State"], row["Health"])) for row in rows))
 
 
 def _compose(compose: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run one Compose command on our file; ComposeError with its last lines when it fails."""
     verb = arguments[0]
     try:
-        ours = ["-p", project(), "-f", str(COMPOSE_FILE)]
+        ours = ["-p", project(), "-f", str(COMPOSE_FILE), *PROFILES]
         done = _run([*compose, *ours, *arguments], COMMAND_SECONDS)
     except subprocess.TimeoutExpired:
         raise ComposeError(

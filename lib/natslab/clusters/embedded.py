@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from natslab.check import until
 from natslab.clusters import plan, ready, server
 from natslab.clusters.base import Cluster, Node
-from natslab.clusters.links import Link, Relay, Side
+from natslab.clusters.links import Doors, Link, Relay, links_between
 from natslab.clusters.plan import Joined, Plan, Secure, Tls
 from natslab.clusters.ports import reserve_ports
 from natslab.clusters.ready import START_DEADLINE
@@ -31,7 +31,6 @@ ONE_CLUSTER = {"": 3}
 # The first election of a new cluster needs all votes. When two nodes stand at once nobody wins, and
 # the next try is 4 to 9 s away: starting again is faster.
 PATIENCE = (1.5, 3.0, START_DEADLINE)
-LINKED_WITHIN = 15.0  # seconds until the links between ready regions carry messages
 ENDED_WITHIN = 5.0  # seconds after SIGKILL
 
 
@@ -123,21 +122,17 @@ class Embedded(Cluster):
             accounts={account: {**home, **log_in} for account, log_in in log_ins.items()},
         )
 
-    def _link(self, doors: Mapping[str, Mapping[int, int]]) -> None:
-        """Start the relay that stands between the regions. `doors` as for `Relay`."""
+    def _link(self, doors: Doors) -> None:
+        """Start the relay that stands between the regions."""
         self.relay = Relay(self.folder, doors)
-        hub, *outer = (
-            Side(name, self.regions[name], {node: self.nodes[node].monitor for node in nodes})
-            for name, nodes in self.plan.regions.items()
-        )
-        self.links = {side.region: Link(hub, side, self.relay, self.events) for side in outer}
+        self.links = links_between(self.plan, self.regions, self.relay, self.events)
 
     # How it starts.
     async def _bring_up(self) -> None:
         # Gateways find the regions before them; regions with leaf links do not wait for each other.
         await together(self._raise_region(region) for region in self.plan.regions)
         for link in self.links.values():
-            await self._while_all_run(_linked(link), self.nodes)
+            await self._while_all_run(link.stands(), self.nodes)
 
     async def _raise_region(self, region: str) -> None:
         names = self.plan.regions[region]
@@ -269,7 +264,7 @@ class Embedded(Cluster):
 
 def _planned(
     folder: Path, regions: Mapping[str, int], joined: Joined, security: Secure | None
-) -> tuple[Plan, dict[str, dict[int, int]]]:
+) -> tuple[Plan, Doors]:
     """A plan with ports of its own, and the doors of the relay between the regions."""
     uses = plan.uses(regions, joined)
     hub_size, *others = regions.values()
@@ -293,7 +288,7 @@ def _planned(
         born_in_order=True,
     )
     doors = {
-        region: {port: planned.nodes[node].at.leaf for port, node in ports.items()}
+        region: {port: f"127.0.0.1:{planned.nodes[node].at.leaf}" for port, node in ports.items()}
         for region, ports in behind.items()
     }
     return planned, doors
@@ -313,12 +308,3 @@ def _secure(folder: Path) -> tuple[dict[str, dict[str, Any]], Secure, Certificat
     }
     tls = Tls(files.server, files.server_key, files.ca)
     return log_ins, Secure(passwords, tls), files
-
-
-async def _linked(link: Link) -> None:
-    try:
-        await until(link.is_up, LINKED_WITHIN)
-    except TimeoutError:
-        raise LabError(
-            f"The regions are ready, the link {link.name} is not: run this cell again."
-        ) from None

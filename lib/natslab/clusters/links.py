@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -22,22 +22,34 @@ from natslab.check import until
 from natslab.clusters import keeper, relay, server
 from natslab.clusters.base import Event
 from natslab.clusters.connect import connected
+from natslab.clusters.plan import Plan
 from natslab.errors import LabError
 
 SEEN_WITHIN = 20.0  # seconds in which a verb must have its effect
+LINKED_WITHIN = 15.0  # seconds until the links between ready regions carry messages
 SILENCE = 0.3  # seconds without an answer, above the delay, that count as silence
+
+Doors = Mapping[str, Mapping[int, str]]  # link -> port of the relay -> address it leads to
+
+
+class Sets(Protocol):
+    """A relay that can be told what a link shall be."""
+
+    async def set(self, wish: Mapping[str, Any]) -> None:
+        """Send `wish` and wait until it holds. Raises LabError when the relay is gone."""
 
 
 class Relay:
     """The process that all links of a lab go through; see `relay`."""
 
-    def __init__(self, folder: Path, doors: Mapping[str, Mapping[int, int]]) -> None:
-        """Start it. `doors`: link -> port it listens on -> port it leads to."""
+    def __init__(self, folder: Path, doors: Doors) -> None:
+        """Start it on this machine."""
         table = folder / "links.json"
         table.write_text(json.dumps(doors))
         with (folder / "links.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", relay.__file__, table],  # nothing of ours to look for
+                # Without its site: nothing of ours to look for.
+                [sys.executable, "-I", "-S", relay.__file__, "127.0.0.1", table],
                 env=keeper.environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -109,7 +121,7 @@ class Link:
 
     hub: Side
     outer: Side
-    relay: Relay
+    relay: Sets
     events: list[Event] = field(default_factory=list)
     up: bool = True
     frozen: bool = False
@@ -150,6 +162,11 @@ class Link:
         """Undo a cut or a freeze, and see that messages pass both ways. A delay stays."""
         return await self._do("heal", self.is_up, up=True, frozen=False)
 
+    async def reset(self) -> None:
+        """Let everything pass at once, whatever was done to it. Raises LabError without a relay."""
+        self.up, self.frozen, self.ms = True, False, 0.0
+        await self.relay.set(self._wish())
+
     async def is_up(self) -> bool:
         """`/leafz` of every node of the outer region shows the link, the hub's too, and messages pass."""
         if not await self._shown():
@@ -159,6 +176,15 @@ class Link:
         except LabError:
             return False
         return True
+
+    async def stands(self, timeout: float = LINKED_WITHIN) -> None:
+        """Wait until it is up. Raises LabError when it is not in time."""
+        try:
+            await until(self.is_up, timeout)
+        except TimeoutError:
+            raise LabError(
+                f"The regions are ready, the link {self.name} is not: run this cell again."
+            ) from None
 
     async def is_down(self) -> bool:
         """`/leafz` of no node shows the link."""
@@ -177,6 +203,10 @@ class Link:
                 raise LabError(f"Waited {timeout:g} s for {what}.") from None
             return time.monotonic() - began
 
+    def is_whole(self) -> bool:
+        """Nothing was done to it, or it is undone."""
+        return self._passes() and self.ms == 0
+
     def _passes(self) -> bool:
         return self.up and not self.frozen
 
@@ -189,9 +219,7 @@ class Link:
         asked = time.monotonic()
         for name, value in changed.items():
             setattr(self, name, value)
-        delay = self.ms / 1000
-        wish = {"link": self.outer.region, "up": self.up, "frozen": self.frozen, "delay": delay}
-        await self.relay.set(wish)
+        await self.relay.set(self._wish())
         if seen is not None:
             try:
                 await until(seen, SEEN_WITHIN, self._what(verb))
@@ -216,6 +244,10 @@ class Link:
         near = {node: {*(leafs or ())} & {*self.outer.monitors} for node, leafs in hub.items()}
         return outer, near
 
+    def _wish(self) -> dict[str, Any]:
+        delay = self.ms / 1000
+        return {"link": self.outer.region, "up": self.up, "frozen": self.frozen, "delay": delay}
+
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[Callable[[float], Awaitable[Msg]]]:
         """A request from the hub that somebody in the outer region answers."""
@@ -232,6 +264,17 @@ class Link:
                 return await here.request(subject, b"", timeout=timeout)
 
             yield ask
+
+
+def links_between(
+    plan: Plan, regions: Mapping[str, dict[str, Any]], relay: Sets, events: list[Event]
+) -> dict[str, Link]:
+    """The links of a plan by their outer region. `regions`: name -> options for `nats.connect`."""
+    hub, *outer = (
+        Side(name, regions[name], {node: plan.nodes[node].at.monitor_url for node in nodes})
+        for name, nodes in plan.regions.items()
+    )
+    return {side.region: Link(hub, side, relay, events) for side in outer}
 
 
 async def _answers(ask: Callable[[float], Awaitable[Msg]], timeout: float) -> bool:

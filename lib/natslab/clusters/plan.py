@@ -272,6 +272,19 @@ def published(number: int) -> tuple[int, int]:
     return 4220 + number, 8220 + number
 
 
+def container_regions() -> tuple[Plan, dict[str, dict[int, str]]]:
+    """The regions of `infra/compose.yaml`, and the doors of the relay between them, which is `wan`."""
+    doors: dict[str, dict[int, str]] = {}
+
+    def via(region: str, node: str) -> str:
+        behind = doors.setdefault(region, {})
+        port = PORTS["leaf"] + len(behind)
+        behind[port] = f"{node}:{PORTS['leaf']}"
+        return f"wan:{port}"
+
+    return plan({"us-east": 3, "eu-west": 3}, containers(first=11), via=via), doors
+
+
 # Where nodes live: the three kinds of `place`.
 def uses(regions: Mapping[str, int], joined: Joined) -> tuple[str, ...]:
     """What a node of these regions listens for: names of ports."""
@@ -291,11 +304,11 @@ def local(ports: Iterable[int], folder: Path, uses: Iterable[str] = PORTS) -> Pl
     return place
 
 
-def containers() -> Place:
-    """Containers that find each other by name; node 1 is published on 127.0.0.1 at 4221 and 8221."""
+def containers(first: int = 1) -> Place:
+    """Containers that find each other by name; number 1 is published on 127.0.0.1 at 4221 and 8221."""
 
     def place(name: str, number: int) -> At:
-        client, monitor = published(number)
+        client, monitor = published(first - 1 + number)
         told, asked = f"127.0.0.1:{client}", f"http://127.0.0.1:{monitor}"
         return At("0.0.0.0", name, told=told, monitor_url=asked, store="/data", **PORTS)
 

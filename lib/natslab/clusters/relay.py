@@ -1,9 +1,10 @@
 """The network between two regions: a relay of TCP connections that delays, cuts and freezes.
 
 A process of its own, because a busy cell would stall it in the kernel's event loop; a script with
-no imports of ours, so that it starts at once. `links` starts it with a file in the lab's folder:
+no imports of ours, so that it starts at once, and runs in a container as it is. Its first argument
+is the address that it listens on, the second a file with the doors of each link:
 
-    {"eu-west": {"20010": 20004, ...}, ...}     link: {port it listens on: port it leads to}
+    {"eu-west": {"20010": "127.0.0.1:20004", ...}, ...}     link: {port: address it leads to}
 
 Each line on standard input sets a link, {"link": "eu-west", "up": true, "frozen": false,
 "delay": 0.02}, and is answered by an empty line once it holds. When the input ends, so does the relay.
@@ -39,14 +40,15 @@ class Link:
                 end.transport.abort()
 
     async def serve(
-        self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, to: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """One connection from outside, led on to `port`."""
+        """One connection from outside, led on to `to`."""
         ends = {writer}
         try:
             if not self.up:
                 return
-            there, to_there = await asyncio.open_connection("127.0.0.1", port)
+            host, port = to.rsplit(":", 1)
+            there, to_there = await asyncio.open_connection(host, int(port))
             ends.add(to_there)
             self.ends |= ends
             if self.up:  # it may have been cut meanwhile
@@ -86,13 +88,13 @@ class Link:
             await asyncio.gather(arrives, return_exceptions=True)
 
 
-async def main(links: dict[str, dict[str, int]]) -> None:
+async def main(listen: str, links: dict[str, dict[str, str]]) -> None:
     """Open all doors, say so, and do what standard input says."""
     held, doors = {name: Link() for name in links}, []
     for name, ports in links.items():
         for port, to in ports.items():
             # A task per connection: its errors are dealt with in `serve`.
-            door = await asyncio.start_server(_door(held[name], to), "127.0.0.1", int(port))
+            door = await asyncio.start_server(_door(held[name], to), listen, int(port))
             doors.append(door)
     _say()
     while line := await asyncio.to_thread(sys.stdin.readline):
@@ -101,7 +103,7 @@ async def main(links: dict[str, dict[str, int]]) -> None:
         _say()
 
 
-def _door(link: Link, to: int) -> Any:
+def _door(link: Link, to: str) -> Any:
     def opened(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
         return link.serve(to, reader, writer)
 
@@ -113,4 +115,4 @@ def _say() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(Path(sys.argv[1]).read_text())))
+    asyncio.run(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text())))

@@ -30,8 +30,10 @@ class Turns:
     ends with its process.
     """
 
-    def __init__(self) -> None:
-        self._file: IO[str] = lock_file().open("r+")  # over NFS an exclusive lock needs to write
+    def __init__(self, cluster: str = "compose") -> None:
+        self._file: IO[str] = lock_file(cluster).open(
+            "r+"
+        )  # over NFS an exclusive lock needs to write
         self.drilling = False
         self._shell: Any = None  # of IPython, when this is a notebook
 
@@ -125,8 +127,8 @@ class Turns:
         return True
 
 
-def lock_file() -> Path:
-    """One for each user of this machine, as is the cluster: two checkouts share it.
+def lock_file(cluster: str = "compose") -> Path:
+    """One for each cluster and user of this machine, as is the cluster: two checkouts share it.
 
     In a folder that nobody else can write to, so it cannot be a link to somewhere. Raises LabError
     when that name is taken by somebody else.
@@ -140,7 +142,7 @@ def lock_file() -> Path:
             f"{folder} is not a folder of yours: remove it, or set TMPDIR to another place."
         )
     folder.chmod(0o700)
-    file = folder / "compose.lock"
+    file = folder / f"{cluster}.lock"
     file.touch(mode=0o600)
     return file
 
