@@ -41,7 +41,8 @@ class Service:
             log.warning("%s: %r", self.name, error)
 
         async def lost():
-            log.warning("%s: the server is gone", self.name)
+            if not self.stopping.is_set():  # then it is our own close
+                log.warning("%s: the server is gone", self.name)
 
         async def found():
             log.warning("%s: back on a server", self.name)
@@ -117,7 +118,8 @@ class Service:
                 while self.tasks:
                     await asyncio.wait(self.tasks)
                 failed = self.broken.is_set()
-                await self.nc.drain()  # the last answers go out
+                # The last answers go out. A pull left open by a failed task would hold up a drain.
+                await (self.nc.flush(1) if failed else self.nc.drain())
         except (TimeoutError, Error) as error:
             log.error("%s: did not finish: %r", self.name, error)
             failed = True

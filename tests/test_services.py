@@ -20,7 +20,7 @@ import nats.errors
 import psutil
 import pytest
 from nats.js.api import PubAck
-from natslab import Lab, until
+from natslab import Lab, settled, until
 from natslab.authoring import files
 from natslab.clusters import server
 from natslab.workers import Worker
@@ -265,6 +265,41 @@ async def test_a_task_that_fails_ends_the_service(
     assert (await nc.request("served", word, timeout=2)).data == word.upper()
     assert await ended(worker) == 1
     assert f"ended by {told}" in worker.log.read_text()
+
+
+async def pulls(options: dict) -> int:
+    import asyncio
+
+    from service import Service
+
+    service = Service("pulls", grace=30.0)
+    nc = await service.connect(**options)
+    sub = await nc.jetstream().pull_subscribe_bind("w", "PULLED")
+
+    async def work():
+        try:
+            async with asyncio.timeout(0.2):
+                await sub.fetch(1, timeout=20)
+        except TimeoutError:
+            await nc.publish("pulled", b"for a pull that nobody waits for any more")
+            await nc.flush()
+        raise KeyError("amount")
+
+    service.spawn(work())
+    return await service.run()
+
+
+async def test_a_worker_that_pulls_and_fails_ends_at_once_and_says_why(
+    lab: Lab, nc: nats.NATS
+) -> None:
+    """A drain would wait for what it has pulled and nobody reads: 30 s, all of its grace."""
+    js = nc.jetstream()
+    await js.add_stream(name="PULLED", subjects=["pulled"])
+    await js.add_consumer("PULLED", durable_name="w")
+    await settled(nc, "pulled", consumers=["PULLED.w"])
+    worker = lab.spawn(pulls, "pulls", lab.address)
+    assert await ended(worker) == 1
+    assert worker.log.read_text().splitlines()[-1].endswith("ended by KeyError('amount')")
 
 
 async def test_what_is_not_done_in_time_is_cancelled(worker: Worker, nc: nats.NATS) -> None:
