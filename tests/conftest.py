@@ -101,3 +101,11 @@ def compose(docker_engine: None) -> Iterator[None]:
     compose_cli.up()
     yield
     compose_cli.down()
+
+
+@pytest.fixture(scope="module")
+def regions(docker_engine: None) -> Iterator[None]:
+    """The two regions in containers."""
+    compose_cli.up(regions=True)
+    yield
+    compose_cli.down()

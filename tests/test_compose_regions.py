@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import helpers
@@ -17,13 +16,6 @@ from natslab.clusters.compose_cli import REGION_PORTS, ComposeError
 pytestmark = pytest.mark.containers
 
 TWO = {"us-east": 3, "eu-west": 3}
-
-
-@pytest.fixture(scope="module")
-def regions(docker_engine: None) -> Iterator[None]:
-    compose_cli.up(regions=True)
-    yield
-    compose_cli.down()
 
 
 @pytest.fixture

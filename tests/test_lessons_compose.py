@@ -34,10 +34,18 @@ def by_turns(cases: list) -> list:
 @pytest.mark.compose
 @pytest.mark.parametrize("path", files.lessons(), ids=helpers.name_of)
 def test_strictly_on_compose(
-    compose: None, path: Path, tmp_path: Path, record_property: helpers.Note
+    compose: None,
+    path: Path,
+    tmp_path: Path,
+    record_property: helpers.Note,
+    request: pytest.FixtureRequest,
 ) -> None:
+    seeds = ["nats://127.0.0.1:4221"]
+    if "regions=" in path.read_text(encoding="utf-8"):
+        request.getfixturevalue("regions")
+        seeds = ["nats://127.0.0.1:4231", "nats://127.0.0.1:4234"]
     helpers.compare(path, "compose", tmp_path, record_property, NATSLAB_CLUSTER="compose")
-    assert asyncio.run(streams()) == []
+    assert [asyncio.run(streams(seed)) for seed in seeds] == [[] for _ in seeds]
 
 
 @pytest.mark.pairs
@@ -65,8 +73,8 @@ def test_a_fault_that_waits_for_a_long_cell(compose: None, number: int, tmp_path
     assert asyncio.run(streams()) == []
 
 
-async def streams() -> list[str | None]:
-    nc = await nats.connect("nats://127.0.0.1:4221")
+async def streams(seed: str = "nats://127.0.0.1:4221") -> list[str | None]:
+    nc = await nats.connect(seed)
     names = [info.config.name for info in await nc.jetstream().streams_info()]
     await nc.close()
     return names
