@@ -56,6 +56,14 @@ CHARTS: dict[str, Callable[[], object]] = {
         x="kilobytes",
         log=True,
     ),
+    "panels": lambda: charts.panels(
+        {
+            "payments": {"acked": pd.Series([0.0, 40, 90]), "stored": pd.Series([0.0, 0, 90])},
+            "seconds": {"lag": pd.Series([0.0, 0, 0]), "none": pd.Series(dtype=float)},
+        },
+        "Title",
+        spans=[(0.5, 1.5, "link cut")],
+    ),
     "totals": lambda: charts.totals(TIMES, "Title", faults=FAULTS),
     "lanes": lambda: charts.lanes(
         EVENTS, "Title", faults=FAULTS, arrows=[(0.0, "alice", 0.1, "bob")]
@@ -114,6 +122,10 @@ def test_the_data_that_was_drawn_is_returned(shown: list[Image]) -> None:
     lines = CHARTS["lines"]()
     assert list(lines.columns) == ["x", "y", "role"]
     assert {*lines.role} == {"published", "received"}, "lost has no points"
+    panels = CHARTS["panels"]()
+    assert list(panels.columns) == ["x", "y", "role", "panel"]
+    tops = panels.groupby(["panel", "role"]).y.max().to_dict()
+    assert tops == {("payments", "acked"): 90, ("payments", "stored"): 90, ("seconds", "lag"): 0}
     totals = CHARTS["totals"]()
     assert totals.groupby("role").total.max().to_dict() == {
         "published": 3,

@@ -102,7 +102,7 @@ class Trial:
         """A connection that is closed after the try, with all its subscriptions.
 
         All of one try are on one server, so that `flush` proves a subscription. `options` as for
-        `nats.connect`.
+        `nats.connect`, such as those of another region.
         """
         here = self.lab.same_server(self._connections[0]) if self._connections else self.lab.options
         self._connections.append(await nats.connect(**{**here, **options}))
@@ -173,10 +173,11 @@ class Trial:
         }
         if not streams:
             return
-        try:
-            await ready.delete_those(self.lab.options, lambda c: c.name in streams, timeout=10)
-        except (TimeoutError, nats.errors.Error, LabError):
-            return  # its next start deletes them; the verdict is what counts here
+        places = [place.options for place in self.lab.regions.values()] or [self.lab.options]
+        for options in places:
+            # Its next start deletes what is left; the verdict is what counts here.
+            with suppress(TimeoutError, nats.errors.Error, LabError):
+                await ready.delete_those(options, lambda c: c.name in streams, timeout=10)
 
 
 def _shown(value: object) -> str:

@@ -259,13 +259,18 @@ class Lab:
         at = _place(nc.connected_url.geturl())
         return next((n.name for n in self.cluster.nodes.values() if _place(n.url) == at), None)
 
-    async def leader_of(self, stream: str, timeout: float = 15.0) -> str:
-        """The node that leads `stream` now. Raises TimeoutError when there is none in time."""
-        return await self._live.leader_of(stream, timeout)
+    async def leader_of(self, stream: str, timeout: float = 15.0, *, region: str = "") -> str:
+        """The node that leads `stream` now. Raises TimeoutError when there is none in time.
 
-    async def move_leader(self, stream: str, away_from: str | None, timeout: float = 15.0) -> str:
+        `region`, here and in its siblings: where the stream is, by default in the first one.
+        """
+        return await self._live.leader_of(stream, timeout, self._log_in(region))
+
+    async def move_leader(
+        self, stream: str, away_from: str | None, timeout: float = 15.0, *, region: str = ""
+    ) -> str:
         """Have another node than `away_from` lead `stream`; see `Cluster.move_leader`."""
-        return await self._live.move_leader(stream, away_from, timeout)
+        return await self._live.move_leader(stream, away_from, timeout, self._log_in(region))
 
     async def view(self) -> list[dict[str, Any]]:
         """The live cluster as its monitoring endpoints show it; see `Cluster.view`."""
@@ -308,16 +313,17 @@ class Lab:
         """Wait until every node is healthy. Raises LabError when one is not in time."""
         await self._live.wait_until_healthy(timeout)
 
-    async def delete_stream(self, stream: str, timeout: float = 30.0) -> None:
+    async def delete_stream(self, stream: str, timeout: float = 30.0, *, region: str = "") -> None:
         """Delete a stream that this lesson made, and ask again until it is gone.
 
-        For one whose replicas would hold up the next restart, or that is made anew. Raises
+        `region`: where it is, by default in the first one. For one whose replicas would hold up the next restart, or that is made anew. Raises
         TimeoutError when it is still there after `timeout` seconds, LabError when no node answers
         or when it has another description than `mark`: then somebody else made it.
         """
         self._require_open()
+        options = self._log_in(region)
         try:
-            async with asyncio.timeout(timeout * patience()), connected(self._options) as nc:
+            async with asyncio.timeout(timeout * patience()), connected(options) as nc:
                 js = nc.jetstream(timeout=1)
                 await ready.refuse_unmarked(js, stream, self.mark)
                 await ready.delete(js, stream, looks=1)
@@ -325,7 +331,7 @@ class Lab:
                 # who makes the stream anew at once may be refused (10049). One that was down at that
                 # time keeps them for half a minute, which nobody need wait for.
                 with suppress(TimeoutError):
-                    await until(lambda: not self.cluster.has_files_of(stream), 5)
+                    await until(lambda: not self.cluster.has_files_of(stream, region), 5)
         except TimeoutError:
             raise TimeoutError(f"the stream {stream} is not deleted after {timeout:g} s") from None
 
@@ -432,6 +438,13 @@ class Lab:
                 "This lab was closed: run the notebook again from its set-up cell (lab = await "
                 "Lab.start(...))."
             )
+
+    def _log_in(self, region: str) -> dict[str, Any]:
+        """`options` of a region, "" is the first. Raises LabError when there is none of this name."""
+        if region and region not in self.regions:
+            there = ", ".join(self.regions) or "none"
+            raise LabError(f"There is no region {region!r}; there are: {there}.")
+        return self.regions[region].options if region else self._options
 
     async def _break(self, verb: str, act: Callable[[str], Awaitable[Event]], node: str) -> Event:
         self._require_open()

@@ -8,7 +8,7 @@ tell apart (https://jfly.uni-koeln.de/color/).
 """
 
 from natslab.charts.amounts import bars, heat, latencies, spread
-from natslab.charts.over_time import calls, intervals, lanes, lines, totals
+from natslab.charts.over_time import calls, intervals, lanes, lines, panels, totals
 from natslab.charts.pictures import matches, topology
 from natslab.charts.style import SPARE, STYLE
 
@@ -23,6 +23,7 @@ __all__ = [
     "latencies",
     "lines",
     "matches",
+    "panels",
     "spread",
     "topology",
     "totals",

@@ -12,6 +12,7 @@ from natslab.charts.style import (
     PALE,
     RED,
     canvas,
+    canvases,
     label_ends,
     mark_faults,
     name_lanes,
@@ -54,6 +55,48 @@ def lines(
     mark_faults(axes, faults)
     show(figure, title)
     drawn = [pd.DataFrame({"x": v.index, "y": v.to_numpy(), "role": n}) for n, v in series.items()]
+    return pd.concat(drawn, ignore_index=True)
+
+
+def panels(
+    series: Mapping[str, Mapping[str, pd.Series[float]]],
+    title: str,
+    *,
+    x: str = "seconds",
+    spans: Sequence[tuple[float, float, str]] = (),
+) -> pd.DataFrame:
+    """Panels one above the other with one x: {name of y: {role: series}}, each as in `lines`.
+
+    `spans` are (from, to, label): what is shaded in all panels, and named in the first. Returns the
+    drawn points: x, y, role, panel.
+    """
+    figure, several = canvases(title, x, list(series))
+    drawn = []
+    for axes, (panel, roles) in zip(several, series.items(), strict=True):
+        ends = []
+        for i, (name, values) in enumerate(roles.items()):
+            colour, _, dashes = role(name, i)
+            axes.plot(values.index, values, color=colour, linestyle=dashes)
+            if len(values):
+                ends.append((float(values.index[-1]), float(values.iloc[-1]), name, colour))
+            points = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
+            drawn.append(points.assign(role=name, panel=panel))
+        axes.set_ylim(bottom=0)
+        for start, end, label in spans:
+            axes.axvspan(start, end, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+            if axes is several[0]:
+                axes.annotate(
+                    label,
+                    (start, 1),
+                    (4, -3),
+                    xycoords=("data", "axes fraction"),
+                    textcoords="offset points",
+                    va="top",
+                    color=RED,
+                )
+        label_ends(axes, ends)
+    figure.align_ylabels()
+    show(figure, title)
     return pd.concat(drawn, ignore_index=True)
 
 

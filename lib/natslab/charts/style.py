@@ -95,6 +95,18 @@ def canvas(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def canvases(title: str, x: str, ys: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Empty charts one above the other, one for each y, with one title and one x."""
+    with mpl.rc_context(STYLE):
+        figure = Figure()
+        several = figure.subplots(len(ys), sharex=True, squeeze=False)[:, 0]
+        several[0].set_title(title)
+        several[-1].set_xlabel(x)
+        for axes, y in zip(several, ys, strict=True):
+            axes.set_ylabel(y)
+    return figure, list(several)
+
+
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each name at the end of its line, moved apart where two would overlap."""
     figure: Any = axes.figure

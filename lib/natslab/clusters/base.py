@@ -79,8 +79,11 @@ class Cluster(ABC):
     async def close(self) -> None:
         """Give back what this object holds."""
 
-    def has_files_of(self, stream: str) -> bool:
-        """A running node still has files of this stream; False where they are out of reach."""
+    def has_files_of(self, stream: str, region: str = "") -> bool:
+        """A running node of the region, "" is the first, still has files of this stream.
+
+        False where they are out of reach.
+        """
         return False
 
     # The verbs.
@@ -186,28 +189,36 @@ class Cluster(ABC):
         healthy = await asyncio.gather(*map(self.is_healthy, self.nodes))
         return [node for node, fine in zip(self.nodes, healthy, strict=True) if not fine]
 
-    async def leader_of(self, stream: str, timeout: float = 15.0) -> str:
+    async def leader_of(
+        self, stream: str, timeout: float = 15.0, options: dict[str, Any] | None = None
+    ) -> str:
         """The node that leads `stream` now, waiting for an election if there is none.
 
-        Raises TimeoutError when there is still no leader after `timeout` seconds, and LabError when
+        `options` for `nats.connect` say where the stream is, by default in the first region. Raises TimeoutError when there is still no leader after `timeout` seconds, and LabError when
         no node answers.
         """
-        return await self.move_leader(stream, None, timeout)
+        return await self.move_leader(stream, None, timeout, options)
 
-    async def move_leader(self, stream: str, away_from: str | None, timeout: float = 15.0) -> str:
+    async def move_leader(
+        self,
+        stream: str,
+        away_from: str | None,
+        timeout: float = 15.0,
+        options: dict[str, Any] | None = None,
+    ) -> str:
         """Have another node than `away_from` lead `stream`; the node that leads it then.
 
         Asks the leader to step down (`$JS.API.STREAM.LEADER.STEPDOWN`) if it is on `away_from`.
         Raises TimeoutError when there is no other leader after `timeout` seconds, and LabError when
         no node answers.
         """
-        nc = await self._connect_to_any()
+        nc = await self._connect_to_any(options)
         leader = ""
 
         async def moved() -> bool:
             nonlocal nc, leader
             if nc.is_closed:  # its node died, and a connection of ours does not move
-                nc = await self._connect_to_any()
+                nc = await self._connect_to_any(options)
             with suppress(TimeoutError, nats.errors.Error):
                 info = await nc.jetstream(timeout=1).stream_info(stream)
                 leader = (info.cluster and info.cluster.leader) or ""
@@ -222,9 +233,9 @@ class Cluster(ABC):
         finally:
             await to_its_end(nc.close())
 
-    async def _connect_to_any(self) -> Client:
+    async def _connect_to_any(self, options: dict[str, Any] | None) -> Client:
         try:
-            return await connect(self.options)
+            return await connect(options or self.options)
         except LabError:
             raise LabError(f"No node of the cluster answers. {self._how_to_mend()}") from None
 

@@ -210,9 +210,10 @@ class Embedded(Cluster):
         """The process has ended."""
         return self.processes[node].poll() is not None
 
-    def has_files_of(self, stream: str) -> bool:
-        """A running node still has files of this stream."""
-        running = (node for node, process in self.processes.items() if process.poll() is None)
+    def has_files_of(self, stream: str, region: str = "") -> bool:
+        """A running node of the region, "" is the first, still has files of this stream."""
+        nodes = self.plan.regions[region or next(iter(self.plan.regions))]
+        running = (node for node in nodes if self.processes[node].poll() is None)
         return any(
             any((self.folder / node).glob(f"jetstream/*/streams/{stream}")) for node in running
         )
@@ -228,6 +229,13 @@ class Embedded(Cluster):
         with suppress(FileNotFoundError):
             lines = (self.folder / f"{node}.log").read_text(errors="replace").splitlines()
         return lines[-1] if lines else "its log is empty"
+
+    async def make_whole(self, timeout: float = 30.0) -> None:
+        """And every link that a drill has left cut or frozen, or that its nodes have lost; a delay stays."""
+        await super().make_whole(timeout)
+        for link in self.links.values():
+            if not link.up or link.frozen or not await link.is_up():
+                await link.heal()
 
     # How it ends.
     async def close(self) -> None:

@@ -118,8 +118,8 @@ class External(Cluster):
     async def _launch(self, node: str) -> None:
         raise LabError("This cluster is not ours to start (NATS_URL is set).")
 
-    async def _connect_to_any(self) -> Client:
-        return await connect(self.options)  # its sentence is the right one here
+    async def _connect_to_any(self, options: dict[str, Any] | None) -> Client:
+        return await connect(options or self.options)  # its sentence is the right one here
 
     async def close(self) -> None:
         """Nothing is held: every call connects for itself."""
