@@ -316,9 +316,10 @@ class Lab:
     async def delete_stream(self, stream: str, timeout: float = 30.0, *, region: str = "") -> None:
         """Delete a stream that this lesson made, and ask again until it is gone.
 
-        `region`: where it is, by default in the first one. For one whose replicas would hold up the next restart, or that is made anew. Raises
-        TimeoutError when it is still there after `timeout` seconds, LabError when no node answers
-        or when it has another description than `mark`: then somebody else made it.
+        `region`: where it is, by default in the first one. For one whose replicas would hold up the
+        next restart, or that is made anew. Raises TimeoutError when it is still there after
+        `timeout` seconds, LabError when no node answers or when it has another description than
+        `mark`: then somebody else made it.
         """
         self._require_open()
         options = self._log_in(region)

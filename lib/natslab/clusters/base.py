@@ -194,8 +194,9 @@ class Cluster(ABC):
     ) -> str:
         """The node that leads `stream` now, waiting for an election if there is none.
 
-        `options` for `nats.connect` say where the stream is, by default in the first region. Raises TimeoutError when there is still no leader after `timeout` seconds, and LabError when
-        no node answers.
+        `options` for `nats.connect` say where the stream is, by default in the first region. Raises
+        TimeoutError when there is still no leader after `timeout` seconds, and LabError when no
+        node answers.
         """
         return await self.move_leader(stream, None, timeout, options)
 

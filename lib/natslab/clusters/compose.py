@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from natslab.clusters import plan, ready, server
 from natslab.clusters.base import Cluster, Event, Node
 from natslab.clusters.compose_cli import PORTS, REGION_PORTS, WAN, project, require_engine
-from natslab.clusters.links import Link, links_between
+from natslab.clusters.links import Link, heal_all, links_between
 from natslab.clusters.plan import Plan
 from natslab.clusters.ready import START_DEADLINE
 from natslab.clusters.turns import Turns
@@ -121,14 +121,14 @@ class Compose(Cluster):
     async def mend(self) -> None:
         """Start what a drill left down, or the next lesson would have to."""
         if self.turns.drilling:
-            await self.make_whole()
+            await self._start_missing()
+            for link in self.links.values():
+                await link.reset()
 
     async def make_whole(self, timeout: float = 30.0) -> None:
-        """Bring back what a drill has left frozen, dead or cut off."""
-        for link in self.links.values():
-            if not link.is_whole():
-                await link.reset()
+        """Bring back what a drill has left frozen, dead or cut off, and heal the links."""
         await self._start_missing()
+        await heal_all(self.links.values())
 
     async def _start_missing(self) -> None:
         for node in await self.unhealthy():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from natslab.check import until
 from natslab.clusters import plan, ready, server
 from natslab.clusters.base import Cluster, Node
-from natslab.clusters.links import Doors, Link, Relay, links_between
+from natslab.clusters.links import Doors, Link, Relay, heal_all, links_between
 from natslab.clusters.plan import Joined, Plan, Secure, Tls
 from natslab.clusters.ports import reserve_ports
 from natslab.clusters.ready import START_DEADLINE
@@ -231,11 +231,9 @@ class Embedded(Cluster):
         return lines[-1] if lines else "its log is empty"
 
     async def make_whole(self, timeout: float = 30.0) -> None:
-        """And every link that a drill has left cut or frozen, or that its nodes have lost; a delay stays."""
+        """And every link that a drill has left cut or frozen, or that its nodes have lost."""
         await super().make_whole(timeout)
-        for link in self.links.values():
-            if not link.up or link.frozen or not await link.is_up():
-                await link.heal()
+        await heal_all(self.links.values())
 
     # How it ends.
     async def close(self) -> None:
