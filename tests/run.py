@@ -282,7 +282,8 @@ def everything(suite: Suite, lessons: list[Path], all_: bool) -> None:
     )
     # Lessons wait so often that they leave a part of two cores idle.
     side_by_side([partial(runs, suite, "strict", lessons)], [partial(lint, suite)])
-    runs(suite, "again", lessons)
+    # Who works on a lesson has all of it run again; where all are run, each has half of it.
+    runs(suite, "again", lessons, *([] if all_ or suite.unchanged else todays()))
     on_compose = ["-m", "compose", *among(lessons)]
     pairs = ["-m", "pairs", *([] if all_ else todays())]
     lane = [partial(compose, suite, "two lessons at once on compose", COMPOSE_RUNS, *pairs)]
@@ -364,6 +365,7 @@ def table(suite: Suite, lessons: list[Path]) -> None:
     shared_ = sum("shared" in row for row in suite.lessons.values())
     if 0 < shared_ < len(lessons):
         print(f"{shared_} of them had their turn on the shared cluster today; --all has each")
+        print("each had half of what is run again: its sections, or its exercises; --all has both")
     if unchanged:
         print(f"unchanged since they were green, and not run: {', '.join(unchanged)}")
     if len(run) + len(unchanged) < len(lessons):

@@ -65,8 +65,17 @@ def is_begun(cells: list, start: int, end: int) -> bool:
 BEGUN = [p for p in files.lessons()[::-1] if (cells := read(p)) and is_begun(cells, 0, len(cells))]
 
 
+def by_turns(paths: list[Path], day: int) -> list:
+    """On even days the even lessons, or the odd ones."""
+    return [
+        pytest.param(path, marks=pytest.mark.turn((int(path.stem[:2]) + day) % 2, 2))
+        for path in paths
+    ]
+
+
+# A lesson has its sections run on one day, its exercises judged on the next.
 @pytest.mark.again
-@pytest.mark.parametrize("path", BEGUN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", by_turns(BEGUN, 0), ids=lambda path: path.stem)
 def test_sections(path: Path) -> None:
     """Each can be run again from its heading; a drill also after an interrupt, and cell by cell."""
     cells, at = read(path), 0
@@ -142,7 +151,7 @@ JUDGED = [
 
 
 @pytest.mark.again
-@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", by_turns(JUDGED, 1), ids=lambda path: path.stem)
 def test_judges(path: Path) -> None:
     cells = read(path)
     first = next(i for i, c in enumerate(cells) if tagged(c, "exercise"))
