@@ -13,9 +13,11 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.js.api import ExternalStream, StreamSource
-from natslab import Lab, LabError, settled, until
+from nats.js.errors import NotFoundError
+from natslab import Lab, LabError, judge, settled, until
 from natslab.clusters import server
 from natslab.clusters.links import Link
+from natslab.judge import Trial
 
 pytestmark = pytest.mark.servers
 TWO = {"us-east": 3, "eu-west": 3}
@@ -119,6 +121,80 @@ async def crosses(us: Client, heard: nats.aio.subscription.Subscription) -> bool
     except TimeoutError:
         return False
     return True
+
+
+async def test_a_section_heals_what_the_one_before_has_left(world: Lab, us: Client) -> None:
+    link = world.links["eu-west"]
+    await link.delay(10)
+    await world.begin("Cut the link")
+    await link.cut()
+    await world.begin("Cut the link")
+    assert await link.is_up() and (link.up, link.frozen) == (True, False)
+    assert await link.round_trip() >= 0.02, "the delay stays"
+    await link.freeze()
+    await world.begin("Another")
+    assert await link.is_up()
+    await link.cut()
+    await asyncio.gather(*map(world.kill, world.regions["us-east"].nodes))
+    await world.begin("Cut the link")
+    assert await world.cluster.unhealthy() == [] and await link.is_up()
+    healed = len(world.events)
+    await world.begin("Cut the link")
+    assert len(world.events) == healed, "nothing to heal"
+
+
+async def test_an_interrupted_verb_is_made_good(world: Lab) -> None:
+    link = world.links["eu-west"]
+    for verb in (link.cut, link.freeze, link.heal):
+        for seconds in (0.0, 0.002, 0.02):
+            task = asyncio.create_task(verb())
+            await asyncio.sleep(seconds)
+            task.cancel()
+            await asyncio.wait([task])
+            await world.begin("Cut the link")
+            assert await link.is_up()
+
+
+async def test_streams_of_another_region(world: Lab, us: Client, eu: Client) -> None:
+    here, there = us.jetstream(), eu.jetstream()
+    for js in (here, there):
+        await js.add_stream(name="S", subjects=["s"], num_replicas=3, description=world.mark)
+    assert await world.leader_of("S") in world.regions["us-east"].nodes
+    leader = await world.leader_of("S", region="eu-west")
+    assert leader in world.regions["eu-west"].nodes
+    assert await world.move_leader("S", leader, region="eu-west") != leader
+    await world.delete_stream("S", region="eu-west")
+    assert not world.cluster.has_files_of("S", "eu-west") and world.cluster.has_files_of("S")
+    with pytest.raises(NotFoundError):
+        await there.stream_info("S")
+    assert (await here.stream_info("S")).config.name == "S", (
+        "that of the first region is left alone"
+    )
+    await world.delete_stream("S")
+    with pytest.raises(NotFoundError):
+        await here.stream_info("S")
+    await there.add_stream(name="THEIRS", subjects=["theirs"])
+    with pytest.raises(LabError, match="is not of this lesson"):
+        await world.delete_stream("THEIRS", region="eu-west")
+    for call in (world.delete_stream, world.leader_of):
+        with pytest.raises(LabError, match="no region 'mars'; there are: us-east, eu-west"):
+            await call("S", region="mars")
+
+
+async def test_a_try_leaves_no_stream_in_any_region(
+    world: Lab, us: Client, eu: Client, capsys: pytest.CaptureFixture
+) -> None:
+    async def makes_two(answer: object, trial: Trial) -> None:
+        for place in world.regions.values():
+            nc = await trial.connect(**place.options)
+            name = trial.name("TRIED")
+            await nc.jetstream().add_stream(name=name, subjects=[name])
+            assert (await nc.jetstream().publish(name, b"")).domain == place.name
+
+    await judge("1. two regions", 7, makes_two)
+    assert capsys.readouterr().out == "✔ 1. two regions: solved\n"
+    for nc in (us, eu):
+        assert await nc.jetstream().streams_info() == []
 
 
 async def quickest(link: Link) -> float:

@@ -46,6 +46,8 @@ async def test_results_are_written_once_and_not_read_too_early(lab: Lab) -> None
     assert run.calls == [1]
     with pytest.raises(LabError, match='run already: begin again at the heading "Break it: now"'):
         run.calls = [2]
+    with pytest.raises(LabError, match='"end" is a word of the section itself'):
+        run.end = 7  # its own end would fail, in another cell
     assert repr(run), "a notebook may show it"
 
 

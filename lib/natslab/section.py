@@ -76,6 +76,10 @@ class Section:
         return handle
 
     def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(type(self), name):
+            raise LabError(
+                f'"{name}" is a word of the section itself: give the result another name.'
+            )
         if name in self.__dict__:
             raise LabError(
                 f'This cell was run already: begin again at the heading "{self._heading}".'

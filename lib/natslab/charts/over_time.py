@@ -81,7 +81,7 @@ def panels(
                 ends.append((float(values.index[-1]), float(values.iloc[-1]), name, colour))
             points = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
             drawn.append(points.assign(role=name, panel=panel))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.05 * axes.get_ylim()[1])  # a line at 0 is seen above the axis
         for start, end, label in spans:
             axes.axvspan(start, end, color=PALE, alpha=0.6, linewidth=0, zorder=0)
             if axes is several[0]:
