@@ -331,8 +331,10 @@ async def stream_of_workflows(js: JetStreamContext) -> None:
     """The stream of lesson 21 with two consumers, its module, and the tables of its ledger."""
     write_module(21, "workflow.py")
     with open_db("flow.db") as db:
-        db.execute("CREATE TABLE IF NOT EXISTS effects (name, step, cents, PRIMARY KEY (name, step))")
-        db.execute("CREATE TABLE IF NOT EXISTS deaths (moment)")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS effects (name, step, cents, PRIMARY KEY (name, step))"
+        )
+        db.execute("CREATE TABLE IF NOT EXISTS deaths (moment, t, name)")
     await js.add_stream(
         name="WORKFLOWS",
         subjects=["workflow.*.*.*"],
@@ -565,7 +567,7 @@ CASES = [
         consumer=("WORKFLOWS", "boss"),
     ),
     Case(
-        *(21, "clerk", ("pay", "PAID", "REFUSED", {"c-5": "refused"}, "pay", "{folder}/flow.db")),
+        *(21, "clerk", (("pay", "PAID", "REFUSED", {}), "pay", "{folder}/flow.db")),
         poison=("workflow.bad.cmd.pay",),
         prepare=stream_of_workflows,
         works=partial(workflow_goes_on, asked="cmd.pay", told="in.PAID"),
