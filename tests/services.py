@@ -327,6 +327,44 @@ async def no_order_is_left(nc: Client) -> bool:
         return await seen(look, looks=60)
 
 
+async def stream_of_workflows(js: JetStreamContext) -> None:
+    """The stream of lesson 21 with two consumers, its module, and the tables of its ledger."""
+    write_module(21, "workflow.py")
+    with open_db("flow.db") as db:
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS effects (name, step, cents, PRIMARY KEY (name, step))"
+        )
+        db.execute("CREATE TABLE IF NOT EXISTS deaths (moment, t, name)")
+    await js.add_stream(
+        name="WORKFLOWS",
+        subjects=["workflow.*.*.*"],
+        allow_atomic=True,
+        allow_msg_schedules=True,
+        description="natslab test",
+    )
+    for name, kind in (("boss", "in.*"), ("pay", "cmd.pay")):
+        subject = f"workflow.*.{kind}"
+        config = ConsumerConfig(durable_name=name, filter_subject=subject, ack_wait=1.0)
+        await js.add_consumer("WORKFLOWS", config)
+    await settled(js._nc, consumers=["WORKFLOWS.boss", "WORKFLOWS.pay"])
+
+
+ORDER_21 = {"customer": "c-7", "items": {"lamp": 2}, "currency": "EUR", "amount": 4990}
+
+
+async def workflow_goes_on(nc: Client, asked: str, told: str) -> bool:
+    """A fresh order, and what its worker makes of it, once all before it is dealt with."""
+    js, name = nc.jetstream(), f"o-{secrets.token_hex(4)}"
+    body = json.dumps({"order": name, **ORDER_21}).encode()
+    await js.publish(f"workflow.{name}.{asked}", body, headers={"Attempt": "1"})
+
+    async def look() -> bool:
+        found = await js.stream_info("WORKFLOWS", subjects_filter=f"workflow.{name}.{told}")
+        return bool(found.state.subjects)
+
+    return await seen(look, looks=60)
+
+
 async def bucket_of_services(js: JetStreamContext) -> None:
     await js.create_key_value(bucket="SERVICES_r", direct=True, description="natslab test")
 
@@ -520,5 +558,19 @@ CASES = [
         prepare=queue_of_orders,
         works=no_order_is_left,
         consumer=("ORDERS", "shipping"),
+    ),
+    Case(
+        *(21, "orchestrator", ("boss-1", "boss", "{folder}/flow.db")),
+        poison=("workflow.bad.in.ORDER_RECEIVED", "workflow.bad.in.ODD", "workflow.b?d.in.ODD"),
+        prepare=stream_of_workflows,
+        works=partial(workflow_goes_on, asked="in.ORDER_RECEIVED", told="cmd.pay"),
+        consumer=("WORKFLOWS", "boss"),
+    ),
+    Case(
+        *(21, "clerk", (("pay", "PAID", "REFUSED", {}), "pay", "{folder}/flow.db")),
+        poison=("workflow.bad.cmd.pay",),
+        prepare=stream_of_workflows,
+        works=partial(workflow_goes_on, asked="cmd.pay", told="in.PAID"),
+        consumer=("WORKFLOWS", "pay"),
     ),
 ]
