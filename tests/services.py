@@ -363,6 +363,29 @@ async def workflow_goes_on(nc: Client, asked: str, told: str) -> bool:
         return bool(found.state.subjects)
 
     return await seen(look, looks=60)
+async def log_of_users(js: JetStreamContext) -> None:
+    """The stream USER_EVENTS of lesson 22, and its module."""
+    write_module(22, "users.py")
+    await js.add_stream(name="USER_EVENTS", subjects=["user.*.*"], description="natslab test")
+    await settled(js._nc, "user.c-7.joined")
+
+
+async def credit_is_in_the_read_model(nc: Client) -> bool:
+    """Of a fresh customer, after all events before."""
+    user, event = f"c-{secrets.token_hex(4)}", {"v": 2, "amount": 7, "command": "test"}
+    await nc.jetstream().publish(f"user.{user}.credited", json.dumps(event).encode())
+    with open_db("credits.db") as db:
+
+        async def look() -> bool:
+            with suppress(sqlite3.OperationalError):  # it has no tables yet
+                found = db.execute("SELECT value FROM rows WHERE user = ?", (user,)).fetchone()
+                return bool(found == (7,))
+            return False
+
+        return await seen(look)
+
+
+LIVES = {"model": "orders", "apart": False, "dies": 10**12}
 
 
 async def bucket_of_services(js: JetStreamContext) -> None:
@@ -572,5 +595,9 @@ CASES = [
         prepare=stream_of_workflows,
         works=partial(workflow_goes_on, asked="cmd.pay", told="in.PAID"),
         consumer=("WORKFLOWS", "pay"),
+        *(22, "projector", ("orders", "{folder}/credits.db", "{folder}/vault.db", LIVES)),
+        poison=("user.c-7.credited", "user.c-7.joined", "user.c-7.odd"),
+        prepare=log_of_users,
+        works=credit_is_in_the_read_model,
     ),
 ]
