@@ -521,4 +521,9 @@ CASES = [
         works=no_order_is_left,
         consumer=("ORDERS", "shipping"),
     ),
+    Case(
+        *(23, "clients", ("w", 20, ["tick.S000"], 0)),
+        poison=("clients.w", "tick.S000"),
+        good=("clients.w", b""),
+    ),
 ]
