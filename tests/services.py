@@ -599,5 +599,8 @@ CASES = [
         poison=("user.c-7.credited", "user.c-7.joined", "user.c-7.odd"),
         prepare=log_of_users,
         works=credit_is_in_the_read_model,
+        *(23, "clients", ("w", 20, ["tick.S000"], 0)),
+        poison=("clients.w", "tick.S000"),
+        good=("clients.w", b""),
     ),
 ]

@@ -11,7 +11,7 @@ from natslab.authoring import files
 
 # Each with drills that take nodes away from the other.
 PAIRS = [(15, 3), (5, 9), (12, 1), (2, 10), (0, 13)]
-DRILLS = [0, 2, 3, 6, 9, 11, 12, 15, 16, 19]
+DRILLS = [0, 2, 3, 6, 9, 11, 12, 15, 16, 19, 23]
 
 NEIGHBOUR = """
 import time

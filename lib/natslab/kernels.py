@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from pathlib import Path
+from typing import Any
 
 from jupyter_client import manager
 from jupyter_client.connect import ConnectionFileMixin
@@ -32,3 +34,15 @@ class KernelManager(_OverFiles, manager.KernelManager):
 
 class AsyncKernelManager(_OverFiles, manager.AsyncKernelManager):
     """The same for asyncio."""
+
+
+def quiet(folder: Path) -> dict[str, Any]:
+    """For `papermill.execute_notebook`: a kernel that prints nothing of its own and writes to `folder`."""
+    return {
+        "kernel_name": "python3",
+        "kernel_manager_class": AsyncKernelManager,
+        "extra_arguments": ["--log-level=CRITICAL", f"--ipython-dir={folder}"],
+        "progress_bar": False,
+        "language": "python",
+        "cwd": str(folder),
+    }

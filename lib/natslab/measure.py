@@ -18,7 +18,7 @@ import pandas as pd
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from natslab.check import settled
+from natslab.check import settled, until
 from natslab.clusters.base import Event
 from natslab.tasks import by_itself, together
 
@@ -58,6 +58,39 @@ async def heard(nc: Client, subject: str) -> list[Heard]:
     await nc.subscribe(subject, cb=note)
     await settled(nc)
     return came
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A message as a stream has it. Two are equal if these three are."""
+
+    sequence: int
+    subject: str
+    data: bytes
+
+
+async def stored(nc: Client, stream: str, timeout: float = 30.0) -> list[Stored]:
+    """All that `stream` has now, in order; by a consumer that is gone afterwards.
+
+    Raises TimeoutError when the last message has not come within `timeout` seconds.
+    """
+    js, rows, done = nc.jetstream(), list[Stored](), asyncio.Event()
+    state = (await js.stream_info(stream)).state
+
+    async def note(msg: Msg) -> None:
+        rows.append(Stored(msg.metadata.sequence.stream, msg.subject, msg.data))
+        # Not when nothing is pending: a replica that has just come back does not know what it lacks.
+        if rows[-1].sequence >= state.last_seq or len(rows) >= state.messages:
+            done.set()
+
+    if state.messages == 0:
+        return rows
+    sub = await js.subscribe(">", stream=stream, ordered_consumer=True, cb=note)
+    try:
+        await until(done.is_set, timeout, f"the last message of {stream}")
+    finally:
+        await sub.unsubscribe()
+    return [row for row in rows if row.sequence <= state.last_seq]
 
 
 class Log:
