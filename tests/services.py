@@ -363,6 +363,8 @@ async def workflow_goes_on(nc: Client, asked: str, told: str) -> bool:
         return bool(found.state.subjects)
 
     return await seen(look, looks=60)
+
+
 async def log_of_users(js: JetStreamContext) -> None:
     """The stream USER_EVENTS of lesson 22, and its module."""
     write_module(22, "users.py")
@@ -595,10 +597,14 @@ CASES = [
         prepare=stream_of_workflows,
         works=partial(workflow_goes_on, asked="cmd.pay", told="in.PAID"),
         consumer=("WORKFLOWS", "pay"),
+    ),
+    Case(
         *(22, "projector", ("orders", "{folder}/credits.db", "{folder}/vault.db", LIVES)),
         poison=("user.c-7.credited", "user.c-7.joined", "user.c-7.odd"),
         prepare=log_of_users,
         works=credit_is_in_the_read_model,
+    ),
+    Case(
         *(23, "clients", ("w", 20, ["tick.S000"], 0)),
         poison=("clients.w", "tick.S000"),
         good=("clients.w", b""),
