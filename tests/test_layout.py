@@ -8,7 +8,10 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "lib" / "natslab"
 # What a lesson imports.
-FACE = {"natslab", "natslab.charts", "natslab.measure", "natslab.prometheus", "natslab.auth"}
+FACE = {
+    *("natslab", "natslab.charts", "natslab.measure", "natslab.prometheus", "natslab.auth"),
+    *("natslab.batches", "natslab.crowd", "natslab.kernels"),
+}
 
 
 def name_of(path: Path) -> str:
