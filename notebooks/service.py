@@ -119,7 +119,7 @@ class Service:
                     await asyncio.wait(self.tasks)
                 failed = self.broken.is_set()
                 # The last answers go out. A pull left open by a failed task would hold up a drain.
-                await (self.nc.flush(1) if failed else self.nc.drain())
+                await (self.nc.flush(1) if failed else asyncio.shield(self.nc.drain()))
         except (TimeoutError, Error) as error:
             log.error("%s: did not finish: %r", self.name, error)
             failed = True

@@ -628,6 +628,11 @@ def test_a_module_holds_the_newest_version_of_each_cell() -> None:
         k.run("lab.write_module('shop.py')\nsys.path.append(str(lab.folder))\nimport shop")
         again = "lab.write_module('shop.py')\nprint(shop.total(9), open(shop.__file__).read())"
         ran = k.run(again)
-        wanted = "\n\n\n".join(cells[i] for i in (0, 3, 5, 6))
+        wanted = "\n\n\n".join(cells[i] for i in (0, 5, 3, 6))
+        assert (ran.text, ran.error) == (f"3.01 {wanted}\n\n", "")
+        k.run(cells[4])  # the change is undone
+        k.run(cells[0])  # and this is run again, and stays the first
+        ran = k.run(again)
+        wanted = "\n\n\n".join(cells[i] for i in (0, 4, 3, 6))
         assert (ran.text, ran.error) == (f"3.01 {wanted}\n\n", "")
         assert k.run("await lab.close()").error == ""

@@ -20,7 +20,7 @@ import nats.errors
 import psutil
 import pytest
 from nats.js.api import PubAck
-from natslab import Lab, settled, until
+from natslab import Lab, measure, settled, until
 from natslab.authoring import files
 from natslab.clusters import server
 from natslab.workers import Worker
@@ -300,6 +300,31 @@ async def test_a_worker_that_pulls_and_fails_ends_at_once_and_says_why(
     worker = lab.spawn(pulls, "pulls", lab.address)
     assert await ended(worker) == 1
     assert worker.log.read_text().splitlines()[-1].endswith("ended by KeyError('amount')")
+
+
+async def idle(options: dict) -> int:
+    from service import Service
+
+    service = Service("idle", grace=1.0)
+    nc = await service.connect(**options)
+    await nc.subscribe("idle.ask")  # what `nc.request` has, too: a subscription of the connection
+    await nc.publish("idle.ready")
+    return await service.run()
+
+
+async def test_a_frozen_server_does_not_hold_up_the_end(lab: Lab, nc: nats.NATS) -> None:
+    """nats-py's drain does not end when it is cancelled: it waits for the server, 10 s more."""
+    ready = await measure.heard(nc, "idle.ready")
+    other = next(node for node in lab.nodes if node != lab.node_of(nc))
+    there = {**lab.address, "servers": lab.server_at(other)["servers"]}
+    worker = lab.spawn(idle, "idle", there)
+    await until(lambda: ready, SECONDS, "the worker")
+    await lab.pause(other)
+    worker.process.terminate()
+    before = time.monotonic()
+    assert await ended(worker) == 1
+    assert time.monotonic() - before < 6, "it has one second"
+    await lab.resume(other)
 
 
 async def test_what_is_not_done_in_time_is_cancelled(worker: Worker, nc: nats.NATS) -> None:

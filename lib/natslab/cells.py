@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import linecache
 import symtable
 import sys
 from typing import Any
@@ -85,20 +84,25 @@ def explain_errors() -> None:
 def module(name: str) -> str:
     """The cells run so far that begin with `# <name>`, as one text; '' when there are none.
 
-    Of a cell that was changed and run again the newest counts: it defines a name of the older one.
+    Of a cell that was changed and run again the newest counts: it defines a name of the older one,
+    and takes its place.
     """
     newest: list[tuple[set[str], str]] = []
     for cell in _texts():
         if cell.split("\n", 1)[0].strip() == f"# {name}" and (names := defined(cell)):
-            newest = [(others, old) for others, old in newest if not names & others]
-            newest.append((names, cell))
-    return "\n\n".join(cell for _, cell in newest)
+            shared = [bool(names & others) for others, _ in newest]
+            at = shared.index(True) if True in shared else len(newest)
+            rest = [old for old, gone in zip(newest, shared, strict=True) if not gone]
+            newest = [*rest[:at], (names, cell), *rest[at:]]
+    return "\n\n".join(f"{cell.rstrip()}\n" for _, cell in newest)
 
 
 def _texts() -> list[str]:
-    """Every cell that was run, also one that failed: Python keeps them for its tracebacks."""
-    kept = [entry for entry in linecache.cache.values() if len(entry) == 4]
-    return ["".join(lines) for _, changed, lines, _ in kept if changed is None]  # files have a time
+    """Every cell that was run, also one that failed, each time that it was."""
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    return [*shell.history_manager.input_hist_raw] if shell is not None else []
 
 
 def defined(cell: str) -> set[str]:
