@@ -118,7 +118,8 @@ class Service:
                 while self.tasks:
                     await asyncio.wait(self.tasks)
                 failed = self.broken.is_set()
-                # The last answers go out. A pull left open by a failed task would hold up a drain.
+                # The last answers go out. A drain waits for what a failed task has pulled, and is
+                # not ended by a cancel: so in a task of its own.
                 await (self.nc.flush(1) if failed else asyncio.shield(self.nc.drain()))
         except (TimeoutError, Error) as error:
             log.error("%s: did not finish: %r", self.name, error)
