@@ -5,7 +5,7 @@ import pytest
 from nats.errors import NoRespondersError
 from nats.js.errors import BadRequestError
 from natslab import Lab, batches, measure, settled, until
-from natslab.crowd import Crowd
+from natslab.crowd import Crowd, busy, memory
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 1000])
@@ -60,6 +60,7 @@ async def test_a_crowd_counts_what_it_got_and_cost(lab: Lab) -> None:
     used = crowd.used()
     assert used["open"] == 10 and used["ticks"] == 5 and used["seconds"] > 0
     assert not crowd.told
+    assert busy() > 0 and await memory(lab) > 1_000_000
     await crowd.close()
     assert all(client.is_closed for client in crowd.open)
     await nc.close()

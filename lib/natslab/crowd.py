@@ -7,12 +7,29 @@ import itertools
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nats
 import psutil
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+
+from natslab.clusters import server
+
+if TYPE_CHECKING:
+    from natslab.lab import Lab
+
+
+def busy() -> float:
+    """Seconds of processor time of the servers that this process has started, so far; 0 of others."""
+    servers = [p for p in psutil.Process().children() if "nats-server" in p.name()]
+    return float(sum(sum(p.cpu_times()[:2]) for p in servers))
+
+
+async def memory(lab: Lab) -> int:
+    """Bytes that all servers of the lab have in use; a server that does not answer has none."""
+    pages = [f"{node.monitor}/varz" for node in lab.cluster.nodes.values()]
+    return sum([(await server.ask(page) or {}).get("mem", 0) for page in pages])
 
 
 class Crowd:
