@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import symtable
 import sys
 from typing import Any
@@ -22,6 +23,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.of: dict[str, str] = {}  # source of a cell -> heading of the section
+        self.ran: list[str] = []  # the sources, in their order
         self.new_lab()
 
     def new_lab(self) -> None:
@@ -38,6 +40,7 @@ class Runs:
         """Called by IPython: a cell that has worked, and fails now, has met its own traces."""
         if result.error_before_exec is not None:
             return  # it was not run
+        self.ran.append(result.info.raw_cell)
         if self.sets_up:  # it belongs to no section
             self.sets_up = False
             return
@@ -98,11 +101,15 @@ def module(name: str) -> str:
 
 
 def _texts() -> list[str]:
-    """Every cell that was run, also one that failed, each time that it was."""
-    from IPython.core.getipython import get_ipython
+    """Every cell that was run, also one that failed, and again each that was run with a lab.
 
-    shell: Any = get_ipython()
-    return [*shell.history_manager.input_hist_raw] if shell is not None else []
+    Python keeps cells for its tracebacks, each text once, where it was first run.
+    """
+    kept = [entry for entry in linecache.cache.values() if len(entry) == 4]
+    texts = [
+        "".join(lines) for _, changed, lines, _ in kept if changed is None
+    ]  # files have a time
+    return texts + runs.ran
 
 
 def defined(cell: str) -> set[str]:
