@@ -11,19 +11,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import nats
-from nats.aio.client import Client
-from nats.js import JetStreamContext
 from nats.js.api import ExternalStream, StreamSource
 from nats.js.errors import NoStreamResponseError
 from natslab import Lab, batches, measure, settled, until
 
-Publish = Callable[[int], Awaitable[object]]  # of so many messages
-
-SIZE = bytes(100)
+SIZE, MANY_MESSAGES = bytes(100), 20_000
 CROWD = 1_000  # connections that one process holds for the fan-out
 MANY, PROCESSES = 5_000, 4
 
@@ -50,20 +45,29 @@ async def record() -> list[Row]:
         name="BENCH", subjects=["bench"], num_replicas=3, allow_atomic=True, allow_batched=True
     )
     await settled(nc, "bench")
+
+    async def publish(_: int) -> None:
+        await js.publish("bench", SIZE)
+
+    async def batch(_: int) -> None:
+        await batches.atomic(nc, "bench", [SIZE] * batches.MOST)
+
+    async def flood(_: int) -> None:
+        await batches.fast(nc, "bench", [SIZE] * MANY_MESSAGES)
+
+    # What to call, how often, how many at once, and how many messages one call stores.
     ways = {
-        "await each": (2_000, each(js)),
-        "1,000 in flight": (20_000, window(js, 1_000)),
-        "atomic batches of 1,000": (20_000, in_batches(nc)),
-        "fast batch": (20_000, lambda n: batches.fast(nc, "bench", [SIZE] * n)),
+        "await each": (publish, 2_000, 1, 1),
+        "1,000 in flight": (publish, MANY_MESSAGES, 1_000, 1),
+        "atomic batches of 1,000": (batch, MANY_MESSAGES // batches.MOST, 1, batches.MOST),
+        "fast batch": (flood, 1, 1, MANY_MESSAGES),
     }
 
     async def rate(way: str) -> float:
-        n, publish = ways[way]
-        began = time.perf_counter()
-        await publish(n)
-        seconds = time.perf_counter() - began
+        call, n, limit, stores = ways[way]
+        calls = await measure.throughput(call, n, limit)
         await js.purge_stream("BENCH")
-        return n / seconds
+        return stores * calls
 
     rates = await measure.by_turns(rate, ways)
     await nc.close()
@@ -72,35 +76,6 @@ async def record() -> list[Row]:
     ratio = rates[best] / rates["await each"]
     told = [Row(f"record on R3, {way}", f"{rates[way]:,.0f} a second", "") for way in ways]
     return [*told, Row(f"{best} / await each", f"{ratio:.1f}", "at least 15", ratio >= 15)]
-
-
-def each(js: JetStreamContext) -> Publish:
-    async def publish(n: int) -> None:
-        for _ in range(n):
-            await js.publish("bench", SIZE)
-
-    return publish
-
-
-def window(js: JetStreamContext, size: int) -> Publish:
-    async def publish(n: int) -> None:
-        acks: set[asyncio.Future] = set()
-        for _ in range(n):
-            acks.add(await js.publish_async("bench", SIZE))
-            if len(acks) == size:
-                done, acks = await asyncio.wait(acks, return_when=asyncio.FIRST_COMPLETED)
-                [ack.result() for ack in done]
-        await asyncio.gather(*acks)
-
-    return publish
-
-
-def in_batches(nc: Client) -> Publish:
-    async def publish(n: int) -> None:
-        for _ in range(0, n, batches.MOST):
-            await batches.atomic(nc, "bench", [SIZE] * batches.MOST)
-
-    return publish
 
 
 # ---- many connections ----------------------------------------------------------------------
@@ -152,43 +127,25 @@ async def fan_out() -> list[Row]:
 
 
 async def hold(options: dict, n: int, subject: str) -> None:
-    """In a process of its own: `n` connections with two subscriptions each, and what they cost."""
+    """In a process of its own: `n` connections, and what they cost."""
     import asyncio
     import json
     import resource
     import time
 
     import nats
-    import psutil
+    from natslab.crowd import Crowd
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     nc = await nats.connect(**options)
-    go = asyncio.Event()
-
-    async def on_go(msg) -> None:
-        go.set()
-
-    await nc.subscribe(f"{subject}.go", cb=on_go)
+    go = await nc.subscribe(f"{subject}.go")
     await nc.flush()
     await nc.publish(f"{subject}.ready", b"")
-    await go.wait()
-    before, began, held = psutil.Process().memory_info().rss, time.monotonic(), []
-
-    async def ignore(msg) -> None:
-        pass
-
-    async def one() -> None:
-        client = await nats.connect(**options)
-        for word in ("a", "b"):
-            await client.subscribe(f"{subject}.{word}", cb=ignore)
-        await client.flush()
-        held.append(client)
-
-    for _ in range(0, n, 50):
-        await asyncio.gather(*(one() for _ in range(50)))
-    grown = psutil.Process().memory_info().rss - before
-    told = {"began": began, "done": time.monotonic(), "kib": grown / 1024 / n}
+    await go.next_msg(timeout=60)
+    began, crowd = time.monotonic(), Crowd(options, [f"{subject}.tick"])
+    await crowd.grow(n)
+    told = {"began": began, "done": time.monotonic(), "kib": crowd.used()["bytes"] / 1024 / n}
     await nc.publish(f"{subject}.done", json.dumps(told).encode())
     await nc.flush()
     await asyncio.Event().wait()

@@ -11,8 +11,7 @@ from queue import Empty
 import helpers
 from jupyter_client.blocking.client import BlockingKernelClient
 from natslab.authoring import compared
-from natslab.kernels import KernelManager
-from natslab.run import QUIET_KERNEL
+from natslab.kernels import QUIET_KERNEL, KernelManager
 
 
 @dataclass

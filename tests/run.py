@@ -365,6 +365,7 @@ def table(suite: Suite, lessons: list[Path]) -> None:
     shared_ = sum("shared" in row for row in suite.lessons.values())
     if 0 < shared_ < len(lessons):
         print(f"{shared_} of them had their turn on the shared cluster today; --all has each")
+    if 0 < shared_ < len(lessons) and not unchanged:
         print("each had half of what is run again: its sections, or its exercises; --all has both")
     if unchanged:
         print(f"unchanged since they were green, and not run: {', '.join(unchanged)}")

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import helpers
@@ -23,10 +22,6 @@ async def world(regions: None, cache: Path) -> Lab:
     lab = await Lab.start(lesson=99, regions=TWO, quiet=True)
     yield lab
     await lab.close(quiet=True)
-
-
-def docker(*words: str) -> str:
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout
 
 
 async def test_a_lab_with_regions_finds_them_and_no_other_does(world: Lab, cache: Path) -> None:
@@ -105,7 +100,7 @@ async def test_a_link_that_a_killed_kernel_left_cut_is_mended(regions: None, cac
 
 
 async def test_a_relay_that_is_gone_is_one_sentence_and_up_mends_it(world: Lab) -> None:
-    docker("kill", compose.container(compose_cli.WAN))
+    await compose.docker("kill", compose.container(compose_cli.WAN))
     with pytest.raises(LabError, match="does not answer: run `natslab up --regions`"):
         await world.links["eu-west"].delay(5)
     compose_cli.up(regions=True)
@@ -113,7 +108,7 @@ async def test_a_relay_that_is_gone_is_one_sentence_and_up_mends_it(world: Lab) 
     await world.links["eu-west"].stands()
 
 
-def test_what_fails_beside_a_cluster_leaves_the_cluster(docker_engine: None) -> None:
+async def test_what_fails_beside_a_cluster_leaves_the_cluster(docker_engine: None) -> None:
     """A port of the regions is taken: n1, n2, n3 stay up, and no container of a region is left."""
     compose_cli.down()
     compose_cli.up()
@@ -123,7 +118,7 @@ def test_what_fails_beside_a_cluster_leaves_the_cluster(docker_engine: None) -> 
             taken.listen()
             with pytest.raises(ComposeError, match="its regions 4231-4236"):
                 compose_cli.up(regions=True)
-        names = docker("ps", "--all", "--format", "{{.Names}}").split()
+        names = (await compose.docker("ps", "--all", "--format", "{{.Names}}")).split()
         assert sorted(names) == [compose.container(node) for node in compose_cli.PORTS]
     finally:
         compose_cli.down()

@@ -58,9 +58,8 @@ async def fast(nc: Client, subject: str, payloads: Sequence[bytes]) -> int:
     sub = await nc.subscribe(f"{inbox}.b.>")
     try:
         for number, data in enumerate(payloads, 1):
-            what = (
-                0 if number == 1 else 2 if number == len(payloads) else 1
-            )  # start, commit, append
+            # Start, commit with the last one, append.
+            what = 0 if number == 1 else 2 if number == len(payloads) else 1
             reply = f"{inbox}.b.{FLOW}.fail.{number}.{what}.$FI"
             await nc.publish(subject, data, reply=reply)
             while acked < 0 or (what == 1 and number - acked >= 2 * FLOW):

@@ -106,10 +106,8 @@ def _texts() -> list[str]:
     Python keeps cells for its tracebacks, each text once, where it was first run.
     """
     kept = [entry for entry in linecache.cache.values() if len(entry) == 4]
-    texts = [
-        "".join(lines) for _, changed, lines, _ in kept if changed is None
-    ]  # files have a time
-    return texts + runs.ran
+    cells = [lines for _, changed, lines, _ in kept if changed is None]  # files have a time
+    return ["".join(lines) for lines in cells] + runs.ran
 
 
 def defined(cell: str) -> set[str]:

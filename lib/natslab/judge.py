@@ -173,8 +173,7 @@ class Trial:
         }
         if not streams:
             return
-        places = [place.options for place in self.lab.regions.values()] or [self.lab.options]
-        for options in places:
+        for options in self.lab.everywhere:
             # Its next start deletes what is left; the verdict is what counts here.
             with suppress(TimeoutError, nats.errors.Error, LabError):
                 await ready.delete_those(options, lambda c: c.name in streams, timeout=10)

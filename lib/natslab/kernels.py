@@ -32,6 +32,11 @@ class KernelManager(_OverFiles, manager.KernelManager):
     """Starts and ends one kernel."""
 
 
+# Its logs go to our terminal: a stack at Ctrl-C. The second one is of the loop that it runs in.
+LOOP_LOG = "__import__('logging').getLogger('tornado.general').disabled = True"
+QUIET_KERNEL = ["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={LOOP_LOG}"]
+
+
 class AsyncKernelManager(_OverFiles, manager.AsyncKernelManager):
     """The same for asyncio."""
 
@@ -41,7 +46,7 @@ def quiet(folder: Path) -> dict[str, Any]:
     return {
         "kernel_name": "python3",
         "kernel_manager_class": AsyncKernelManager,
-        "extra_arguments": ["--log-level=CRITICAL", f"--ipython-dir={folder}"],
+        "extra_arguments": [*QUIET_KERNEL, f"--ipython-dir={folder}"],
         "progress_bar": False,
         "language": "python",
         "cwd": str(folder),

@@ -23,12 +23,11 @@ from nats.aio.client import Client
 
 from natslab import cells, workers
 from natslab.check import patience, until
-from natslab.clusters import compose, keeper, ready, server
+from natslab.clusters import compose, compose_cli, keeper, ready, server
 from natslab.clusters.base import Cluster, Event
 from natslab.clusters.connect import connected
 from natslab.clusters.embedded import ONE_CLUSTER, Embedded
 from natslab.clusters.external import External, urls_of
-from natslab.clusters.links import Link
 from natslab.clusters.plan import Joined
 from natslab.errors import ELSEWHERE, LabError, usable
 from natslab.parameters import refuse_impossible_here
@@ -103,17 +102,14 @@ class Lab:
         self._closed = False
         here = self._place("", self.nodes, cluster.options)
         self._address, self._options = here.address, here.options
-        self.regions: dict[str, Place] = {}
         self.accounts: dict[str, Place] = {}
-        self.links: dict[str, Link] = {}
         self.certificates: Certificates | None = None
-        if isinstance(cluster, Embedded | compose.Compose):
-            self.regions = {
-                name: self._place(name, nodes, cluster.regions[name])
-                for name, nodes in cluster.plan.regions.items()
-                if name  # a cluster that is alone has none
-            }
-            self.links = cluster.links
+        self.regions = {
+            name: self._place(name, nodes, cluster.regions[name])
+            for name, nodes in cluster.plan.regions.items()
+            if name  # a cluster that is alone has none
+        }
+        self.links = cluster.links
         if isinstance(cluster, Embedded):
             self.accounts = {
                 name: self._place(name, self.nodes, options)
@@ -138,9 +134,9 @@ class Lab:
         `kind` (or $NATSLAB_CLUSTER) asks for one of "embedded", "compose", "external". `regions`, such
         as {"us-east": 3, "eu-west": 3}, asks for several clusters, `joined` by "leaf" links with a
         JetStream domain each or by "gateway"; `secure` for TLS and the accounts SHOP and PAY: both
-        are embedded, whatever else is there, but for the two regions that compose has when they are up. Streams and
-        buckets that an earlier run of the same `lesson` left on a shared cluster are deleted: those
-        whose description is `lab.mark`, no others. Raises LabError, also when the cluster has fewer
+        are embedded, whatever else is there, but for the two regions of compose, when they are up.
+        Streams and buckets that an earlier run of the same `lesson` left on a shared cluster are
+        deleted: those whose description is `lab.mark`, no others. Raises LabError, also when the cluster has fewer
         than `nodes` nodes, and when a parameter of the notebook is below the minimum stated there. A
         second start in this kernel waits for the first, and replaces its lab.
         """
@@ -213,6 +209,11 @@ class Lab:
         """`address`, and how errors are collected here. Raises LabError when the lab is closed."""
         self._require_open()
         return self._options
+
+    @property
+    def everywhere(self) -> list[dict[str, Any]]:
+        """`options` of each region; where there are none, those of the cluster."""
+        return [place.options for place in self.regions.values()] or [self._options]
 
     @property
     def kind(self) -> str:
@@ -462,9 +463,9 @@ class Lab:
         if self.kind == "embedded":
             return  # a private store: nothing from before, nothing for later
         try:
-            for each in [place.options for place in self.regions.values()] or [self._options]:
+            for options in self.everywhere:
                 await ready.delete_those(
-                    each, lambda config: config.description == self.mark, 15 * patience()
+                    options, lambda config: config.description == self.mark, 15 * patience()
                 )
         except (TimeoutError, nats.errors.Error) as error:
             raise LabError(
@@ -524,8 +525,8 @@ async def _cluster(kind: str | None, folder: Path, needs: Needs, nodes: int) -> 
         raise LabError(f"NATSLAB_CLUSTER={kind}: choose one of {', '.join(KINDS)}.")
     urls = urls_of(setting("NATS_URL")) if kind in (None, "external") else []
     from_compose = not urls and kind in (None, "compose") and needs == Needs(compose.SIZES)
-    if from_compose and await compose.has_regions():
-        return await compose.Compose.join_regions(), ""
+    if from_compose and await compose.is_up(compose_cli.REGIONS):
+        return await compose.Compose.join(compose_cli.REGIONS), ""
     if kind is None:
         kind = "external" if urls else "compose" if await compose.is_up() else "embedded"
     if str(needs) or kind == "embedded":

@@ -12,14 +12,11 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from natslab.authoring.files import read, tags
 from natslab.errors import LabError, usable
-from natslab.kernels import AsyncKernelManager
+from natslab.kernels import QUIET_KERNEL, AsyncKernelManager
 from natslab.parameters import at_scale, refuse_impossible, stated, typed
 from natslab.paths import CACHE
 
 CELL_TIMEOUT = 120  # seconds; lessons wait with deadlines of their own, this is the backstop
-# Its logs go to our terminal: a stack at Ctrl-C. The second one is of the loop that it runs in.
-LOOP_LOG = "__import__('logging').getLogger('tornado.general').disabled = True"
-QUIET_KERNEL = ["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={LOOP_LOG}"]
 KERNEL_GONE = "the kernel ended before the notebook did: it was stopped, or it ran out of memory"
 OUT_OF_TIME = "a cell was not done after {} s, the rest was not run"
 

@@ -21,8 +21,8 @@ from natslab.authoring.files import (
 )
 from natslab.authoring.index import with_navigation
 from natslab.errors import LabError
-from natslab.kernels import AsyncKernelManager
-from natslab.run import CELL_TIMEOUT, KERNEL_GONE, OUT_OF_TIME, QUIET_KERNEL
+from natslab.kernels import QUIET_KERNEL, AsyncKernelManager
+from natslab.run import CELL_TIMEOUT, KERNEL_GONE, OUT_OF_TIME
 
 
 def refresh(path: Path, *, pictures: bool = False, busy: bool = False) -> bool:

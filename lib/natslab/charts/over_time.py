@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 
 from natslab.charts.style import (
     GREY,
@@ -36,13 +37,7 @@ def lines(
     (x, label) and are drawn as dashed vertical lines. Returns the drawn points: x, y, role.
     """
     figure, axes = canvas(title, x, y)
-    ends = []
-    for i, (name, values) in enumerate(series.items()):
-        colour, marker, dashes = role(name, i)
-        few = marker if len(values) <= 12 else None  # the marks of many points would hide the line
-        axes.plot(values.index, values, color=colour, linestyle=dashes, marker=few)
-        if len(values):
-            ends.append((float(values.index[-1]), float(values.iloc[-1]), name, colour))
+    ends = _plot(axes, series)
     if log:
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -54,6 +49,24 @@ def lines(
     label_ends(axes, ends)
     mark_faults(axes, faults)
     show(figure, title)
+    return _points(series)
+
+
+def _plot(
+    axes: Axes, series: Mapping[str, pd.Series[float]]
+) -> list[tuple[float, float, str, str]]:
+    """A line for each role; their ends, for `label_ends`."""
+    ends = []
+    for i, (name, values) in enumerate(series.items()):
+        colour, marker, dashes = role(name, i)
+        few = marker if len(values) <= 12 else None  # the marks of many points would hide the line
+        axes.plot(values.index, values, color=colour, linestyle=dashes, marker=few)
+        if len(values):
+            ends.append((float(values.index[-1]), float(values.iloc[-1]), name, colour))
+    return ends
+
+
+def _points(series: Mapping[str, pd.Series[float]]) -> pd.DataFrame:
     drawn = [pd.DataFrame({"x": v.index, "y": v.to_numpy(), "role": n}) for n, v in series.items()]
     return pd.concat(drawn, ignore_index=True)
 
@@ -71,16 +84,8 @@ def panels(
     drawn points: x, y, role, panel.
     """
     figure, several = canvases(title, x, list(series))
-    drawn = []
-    for axes, (panel, roles) in zip(several, series.items(), strict=True):
-        ends = []
-        for i, (name, values) in enumerate(roles.items()):
-            colour, _, dashes = role(name, i)
-            axes.plot(values.index, values, color=colour, linestyle=dashes)
-            if len(values):
-                ends.append((float(values.index[-1]), float(values.iloc[-1]), name, colour))
-            points = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
-            drawn.append(points.assign(role=name, panel=panel))
+    for axes, roles in zip(several, series.values(), strict=True):
+        ends = _plot(axes, roles)
         axes.set_ylim(bottom=-0.05 * axes.get_ylim()[1])  # a line at 0 is seen above the axis
         for start, end, label in spans:
             axes.axvspan(start, end, color=PALE, alpha=0.6, linewidth=0, zorder=0)
@@ -97,6 +102,7 @@ def panels(
         label_ends(axes, ends)
     figure.align_ylabels()
     show(figure, title)
+    drawn = [_points(roles).assign(panel=panel) for panel, roles in series.items()]
     return pd.concat(drawn, ignore_index=True)
 
 

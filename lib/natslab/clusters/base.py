@@ -12,10 +12,10 @@ import asyncio
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -24,9 +24,13 @@ from nats.aio.client import Client
 from natslab.check import until
 from natslab.clusters import ready, server
 from natslab.clusters.connect import connect
+from natslab.clusters.plan import Plan
 from natslab.clusters.ready import START_DEADLINE
 from natslab.errors import LabError
-from natslab.tasks import to_its_end
+from natslab.tasks import to_its_end, together
+
+if TYPE_CHECKING:
+    from natslab.clusters.links import Link
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,22 @@ class Node:
     name: str
     url: str
     monitor: str
+
+
+def nodes_of(plan: Plan, scheme: str = "nats") -> dict[str, Node]:
+    """The nodes of a plan."""
+    return {
+        name: Node(name, f"{scheme}://{node.at.told}", node.at.monitor_url)
+        for name, node in plan.nodes.items()
+    }
+
+
+def servers_of(plan: Plan, nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]:
+    """Region -> the part of the options for `nats.connect` that says where."""
+    return {
+        region: {"servers": [nodes[name].url for name in names]}
+        for region, names in plan.regions.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -61,8 +81,11 @@ class Cluster(ABC):
     """Nodes, and the verbs on them. Every verb raises LabError when its effect is not seen in time."""
 
     nodes: dict[str, Node]
-    options: dict[str, Any]  # for nats.connect
+    options: dict[str, Any]  # for nats.connect, to the first region if there are several
     events: list[Event] = field(default_factory=list)
+    plan: Plan = field(default_factory=lambda: Plan({}))  # where nobody planned it, of nothing
+    regions: dict[str, dict[str, Any]] = field(default_factory=dict)  # in it: name -> options
+    links: dict[str, Link] = field(default_factory=dict)  # between them, by the outer one
     kind: ClassVar[str] = ""
 
     # What a kind of cluster has to know.
@@ -135,13 +158,23 @@ class Cluster(ABC):
             await self._seen("healthy", node, self.is_back, left)
 
     async def make_whole(self, timeout: float = 30.0) -> None:
-        """Bring back what a drill has left frozen or dead, and wait until every node is healthy."""
+        """Bring back what a drill has left frozen or dead, and wait until every node is healthy.
+
+        Every link that is cut or frozen, or that its nodes have lost, is healed then.
+        """
         for node in await self.unhealthy():
             if await self.is_down(node):
                 await self._launch(node)
             else:
                 await self._wake(node)
         await self.wait_until_healthy(timeout)
+        await self._heal_links()
+
+    async def _heal_links(self) -> None:
+        """Those that are cut or frozen, or have lost a node at an end. A delay stays."""
+        for link in self.links.values():
+            if not link.up or link.frozen or not await link.is_up():
+                await link.heal()
 
     # What can be observed.
     async def is_down(self, node: str) -> bool:
@@ -267,9 +300,13 @@ class Cluster(ABC):
         }
 
     async def prove_ready(self, timeout: float = START_DEADLINE) -> None:
-        """Messages are stored and heard through every node; see `ready.prove`. Raises LabError."""
+        """Messages are stored and heard through every node of every region; see `ready.prove`.
+
+        Raises LabError.
+        """
+        everywhere = self.regions.values() or [self.options]
         try:
-            await ready.prove(self.options, timeout)
+            await together(ready.prove(options, timeout) for options in everywhere)
         except ready.NotReady as error:
             raise LabError(await self._not_ready(error)) from None
 

@@ -10,90 +10,53 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from natslab.clusters import plan, ready, server
-from natslab.clusters.base import Cluster, Event, Node
-from natslab.clusters.compose_cli import PORTS, REGION_PORTS, WAN, project, require_engine
-from natslab.clusters.links import Link, heal_all, links_between
+from natslab.clusters import server
+from natslab.clusters.base import Cluster, Event, nodes_of, servers_of
+from natslab.clusters.compose_cli import CLUSTER, REGIONS, WAN, project, require_engine
+from natslab.clusters.links import links_between
 from natslab.clusters.plan import Plan
-from natslab.clusters.ready import START_DEADLINE
 from natslab.clusters.turns import Turns
 from natslab.errors import LabError
-from natslab.tasks import together
 
-
-def _nodes(ports: Mapping[str, tuple[int, int]]) -> dict[str, Node]:
-    return {
-        name: Node(name, f"nats://127.0.0.1:{client}", f"http://127.0.0.1:{monitor}")
-        for name, (client, monitor) in ports.items()
-    }
-
-
-NODES = _nodes(PORTS)
-REGIONS, _ = plan.container_regions()
+NODES = nodes_of(CLUSTER)
 SIZES = {region: len(nodes) for region, nodes in REGIONS.regions.items()}
 
 DOCKER_SECONDS = 30.0  # a stop of a container takes 1 to 2 s, all else less
 RELAY_SECONDS = 10.0  # to be told what a link shall be: 0.1 s
 
 
-async def is_up() -> bool:
-    """True when a node of the compose cluster answers on its published monitoring port."""
-    return await _any_answers(NODES, {project()})
-
-
-async def has_regions() -> bool:
-    """True when a node of the compose regions answers."""
-    return await _any_answers(_nodes(REGION_PORTS), {*SIZES})
-
-
-async def _any_answers(nodes: Mapping[str, Node], clusters: set[str]) -> bool:
-    seen = await asyncio.gather(*(server.ask(f"{n.monitor}/varz", 0.5) for n in nodes.values()))
+async def is_up(planned: Plan = CLUSTER) -> bool:
+    """True when a node of the compose cluster, or of its regions, answers on its monitoring port."""
+    clusters = {*planned.regions} if planned.hub else {project()}
+    nodes = nodes_of(planned).values()
+    seen = await asyncio.gather(*(server.ask(f"{node.monitor}/varz", 0.5) for node in nodes))
     return any(node and node.get("cluster", {}).get("name") in clusters for node in seen)
 
 
 @dataclass
 class Compose(Cluster):
-    """The three containers n1, n2, n3, or those of two regions and the relay between them.
-
-    `regions` holds what `nats.connect` needs for each region, as does that of `Embedded`.
-    """
+    """The three containers n1, n2, n3, or those of two regions and the relay between them."""
 
     kind: ClassVar[str] = "compose"
     turns: Turns = field(default_factory=Turns)
-    plan: Plan = field(default_factory=lambda: Plan({}))
-    regions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    links: dict[str, Link] = field(default_factory=dict)
 
     @classmethod
-    async def join(cls) -> Compose:
-        """Use the running compose cluster; start what an interrupted drill left down.
+    async def join(cls, planned: Plan = CLUSTER) -> Compose:
+        """Use the running compose cluster or `REGIONS`; start what an interrupted drill left down.
 
         Nobody drills while we hold a turn, so a node that is down was left so. Raises LabError when
         there is no engine, no cluster, or a node cannot be started.
         """
         await asyncio.to_thread(require_engine)
-        if not await is_up():
-            raise LabError("The compose cluster is not up: run `natslab up`.")
-        options = {"servers": [node.url for node in NODES.values()]}
-        return await cls(nodes=NODES, options=options)._joined()
-
-    @classmethod
-    async def join_regions(cls) -> Compose:
-        """The same with the running regions of compose."""
-        await asyncio.to_thread(require_engine)
-        if not await has_regions():
-            raise LabError("The regions of compose are not up: run `natslab up --regions`.")
-        nodes, turns = _nodes(REGION_PORTS), Turns("regions")
-        regions = {
-            region: {"servers": [nodes[name].url for name in names]}
-            for region, names in REGIONS.regions.items()
-        }
-        first = next(iter(regions.values()))
-        self = cls(nodes=nodes, options=first, turns=turns, plan=REGIONS, regions=regions)
-        self.links = links_between(REGIONS, regions, Wan(turns), self.events)
-        return await self._joined()
-
-    async def _joined(self) -> Compose:
+        if not await is_up(planned):
+            raise LabError(f"The compose cluster is not up: run `{_up(planned)}`.")
+        nodes = nodes_of(planned)
+        regions = servers_of(planned, nodes)
+        home = next(iter(regions.values()))
+        turns = Turns("regions" if planned.hub else "compose")
+        self = cls(nodes=nodes, options=home, turns=turns, plan=planned, regions=regions)
+        if planned.hub:
+            self.links = links_between(planned, regions, Wan(turns), self.events)
         try:
             await self.turns.share()
             await self._start_missing()
@@ -109,15 +72,6 @@ class Compose(Cluster):
         self.turns.each_cell()
         return self
 
-    async def prove_ready(self, timeout: float = START_DEADLINE) -> None:
-        """As for every cluster, and in every region."""
-        if not self.regions:
-            await super().prove_ready(timeout)
-        try:
-            await together(ready.prove(options, timeout) for options in self.regions.values())
-        except ready.NotReady as error:
-            raise LabError(await self._not_ready(error)) from None
-
     async def mend(self) -> None:
         """Start what a drill left down, or the next lesson would have to."""
         if self.turns.drilling:
@@ -128,7 +82,7 @@ class Compose(Cluster):
     async def make_whole(self, timeout: float = 30.0) -> None:
         """Bring back what a drill has left frozen, dead or cut off, and heal the links."""
         await self._start_missing()
-        await heal_all(self.links.values())
+        await self._heal_links()
 
     async def _start_missing(self) -> None:
         for node in await self.unhealthy():
@@ -188,8 +142,11 @@ class Compose(Cluster):
             self.turns.over()
 
     def _how_to_mend(self) -> str:
-        up = "natslab up --regions" if self.regions else "natslab up"
-        return f"Start the missing nodes with `{up}` and run this cell again."
+        return f"Start the missing nodes with `{_up(self.plan)}` and run this cell again."
+
+
+def _up(planned: Plan) -> str:
+    return "natslab up --regions" if planned.hub else "natslab up"
 
 
 @dataclass
@@ -213,9 +170,8 @@ class Wan:
         assert attach.stdin is not None and attach.stdout is not None
         said = b""
         try:
-            with suppress(
-                TimeoutError, ConnectionError
-            ):  # it ended at once: there is no such container
+            # ConnectionError: it ended at once, for there is no such container.
+            with suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(RELAY_SECONDS):
                     attach.stdin.write(json.dumps(wish).encode() + b"\n")
                     said = await attach.stdout.readline()

@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from natslab.clusters.plan import container_regions, published
+from natslab.clusters.plan import Plan, container_regions, containers, plan
 from natslab.clusters.ports import is_free
 from natslab.clusters.server import open_url
 from natslab.errors import LabError
@@ -27,14 +27,22 @@ from natslab.paths import CACHE, ROOT, setting
 COMPOSE_FILE = ROOT / "infra" / "compose.yaml"
 PROFILES = ["--profile", "prometheus", "--profile", "regions"]  # `up` names the services it wants
 
-# Node -> (client port, monitoring port) on 127.0.0.1. compose.yaml says the same, and a test
-# compares the two.
-PORTS = {f"n{number}": published(number) for number in (1, 2, 3)}
-# The same for the nodes of the two regions, which are there when asked for.
-REGION_PORTS = {
-    name: published(number) for number, name in enumerate(container_regions()[0].nodes, 11)
-}
-WAN = "wan"  # the relay between them, which is no node
+CLUSTER = plan({"": 3}, containers())
+REGIONS, _ = container_regions()
+WAN = "wan"  # the relay between the regions, which is no node
+
+
+def _published(planned: Plan) -> dict[str, tuple[int, int]]:
+    """Node -> (client port, monitoring port) on 127.0.0.1."""
+    ats = {name: node.at for name, node in planned.nodes.items()}
+    return {
+        name: (int(at.told.rpartition(":")[2]), int(at.monitor_url.rpartition(":")[2]))
+        for name, at in ats.items()
+    }
+
+
+# compose.yaml says the same, and a test compares the two.
+PORTS, REGION_PORTS = _published(CLUSTER), _published(REGIONS)
 
 ENGINE_SECONDS = 5.0  # a live engine answers in 0.05 s
 PULL_SECONDS = 300.0  # 10 MB, also over a poor network
@@ -222,7 +230,8 @@ def _require_free_ports(ports: Mapping[str, tuple[int, int]], states: Mapping[st
 def _port_taken(which: str) -> str:
     return (
         f"{which} on 127.0.0.1 is taken and the compose cluster needs 4221-4223 and "
-        "8221-8223, its regions 4231-4236 and 8231-8236: stop what uses it (`lsof -i :PORT` names it)."
+        "8221-8223, its regions 4231-4236 and 8231-8236: "
+        "stop what uses it (`lsof -i :PORT` names it)."
     )
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from natslab.check import until
 from natslab.clusters import plan, ready, server
-from natslab.clusters.base import Cluster, Node
-from natslab.clusters.links import Doors, Link, Relay, heal_all, links_between
+from natslab.clusters.base import Cluster, nodes_of, servers_of
+from natslab.clusters.links import Doors, Relay, links_between
 from natslab.clusters.plan import Joined, Plan, Secure, Tls
 from natslab.clusters.ports import reserve_ports
 from natslab.clusters.ready import START_DEADLINE
@@ -42,17 +42,13 @@ class NodeEnded(LabError):
 class Embedded(Cluster):
     """nats-server processes on loopback ports with private stores in `folder`.
 
-    `regions` and `accounts` hold what `nats.connect` needs for each of them, `options` is that of
-    the first. `links` are called by the outer region.
+    `accounts` holds what `nats.connect` needs for each of them, `options` is that of the first.
     """
 
     kind: ClassVar[str] = "embedded"
     folder: Path = Path()
     binary: Path = Path()
-    plan: Plan = field(default_factory=lambda: Plan({}))
-    regions: dict[str, dict[str, Any]] = field(default_factory=dict)
     accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    links: dict[str, Link] = field(default_factory=dict)
     relay: Relay | None = None
     certificates: Certificates | None = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -103,17 +99,12 @@ class Embedded(Cluster):
     ) -> Embedded:
         """A cluster that has its plan, and is not started yet."""
         scheme, first = ("tls", next(iter(log_ins.values()))) if log_ins else ("nats", {})
-        urls = {name: f"{scheme}://{node.at.told}" for name, node in planned.nodes.items()}
-        regions = {
-            region: {"servers": [urls[name] for name in names], **first}
-            for region, names in planned.regions.items()
-        }
+        nodes = nodes_of(planned, scheme)
+        servers = servers_of(planned, nodes)
+        regions = {region: options | first for region, options in servers.items()}
         home = next(iter(regions.values()))
         return cls(
-            nodes={
-                name: Node(name, urls[name], node.at.monitor_url)
-                for name, node in planned.nodes.items()
-            },
+            nodes=nodes,
             options=home,
             folder=folder,
             binary=binary,
@@ -229,11 +220,6 @@ class Embedded(Cluster):
         with suppress(FileNotFoundError):
             lines = (self.folder / f"{node}.log").read_text(errors="replace").splitlines()
         return lines[-1] if lines else "its log is empty"
-
-    async def make_whole(self, timeout: float = 30.0) -> None:
-        """And every link that a drill has left cut or frozen, or that its nodes have lost."""
-        await super().make_whole(timeout)
-        await heal_all(self.links.values())
 
     # How it ends.
     async def close(self) -> None:

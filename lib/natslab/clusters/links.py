@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -275,13 +275,6 @@ def links_between(
         for name, nodes in plan.regions.items()
     )
     return {side.region: Link(hub, side, relay, events) for side in outer}
-
-
-async def heal_all(links: Iterable[Link]) -> None:
-    """Those that are cut or frozen, or have lost a node at an end. A delay stays."""
-    for link in links:
-        if not link.up or link.frozen or not await link.is_up():
-            await link.heal()
 
 
 async def _answers(ask: Callable[[float], Awaitable[Msg]], timeout: float) -> bool:

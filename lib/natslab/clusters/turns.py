@@ -31,9 +31,8 @@ class Turns:
     """
 
     def __init__(self, cluster: str = "compose") -> None:
-        self._file: IO[str] = lock_file(cluster).open(
-            "r+"
-        )  # over NFS an exclusive lock needs to write
+        # To read and write: over NFS an exclusive lock needs it.
+        self._file: IO[str] = lock_file(cluster).open("r+")
         self.drilling = False
         self._shell: Any = None  # of IPython, when this is a notebook
 
